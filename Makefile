@@ -1,0 +1,104 @@
+# chaos.h is one header: nothing here needs to run before you use it. `make help` says what can be made.
+# CC CFLAGS CPPFLAGS LDFLAGS LDLIBS PREFIX DESTDIR are yours; what the project itself needs stands in variables of its own.
+
+CFLAGS ?= -O2 -g
+PREFIX ?= /usr/local
+FUZZ_SECONDS ?= 60
+
+build := build
+
+warnings := -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wsign-conversion -Wundef -Wstrict-prototypes -Wmissing-prototypes
+flags = -std=c99 $(warnings) -pthread $(CPPFLAGS) $(CFLAGS)
+compile = $(CC) $(flags)
+link = $(LDFLAGS) $(LDLIBS)
+version := $(shell sed -n 's/^.define CHAOS_VERSION "\(.*\)"/\1/p' chaos.h)
+
+programs := $(build)/chaos-proxy $(build)/chaos-upstream $(build)/chaos-middleware
+tests := $(patsubst tests/%.c,%,$(wildcard tests/unit/*.c tests/net/*.c tests/regress/*.c))
+fuzzers := $(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
+peers := $(wildcard tests/peers/*.py tests/peers/*.sh)
+test_needs := chaos.h $(wildcard tests/*.h tests/unit/*.h tests/net/*.h tests/fuzz/*.h)
+
+all: $(programs)
+
+$(build)/chaos-%: examples/%.c chaos.h Makefile
+	@mkdir -p $(@D)
+	$(compile) -o $@ $< $(link)
+
+$(build)/tests/%: tests/%.c $(test_needs) Makefile
+	@mkdir -p $(@D)
+	$(compile) -o $@ $< $(link)
+
+demo: all $(build)/chaos-demo
+	$(build)/chaos-demo
+
+test: all $(build)/chaos-demo $(tests:%=$(build)/tests/%)
+	@sh tests/run $(tests:%=$(build)/tests/%) tests/compile/run tests/lint/run $(peers)
+
+bench: all
+	@sh tests/bench/run
+
+# The unit and net tests once more, each under a sanitizer, beside the plain ones in build/.
+asan_flags := -fsanitize=address -fno-omit-frame-pointer
+ubsan_flags := -fsanitize=undefined -fno-sanitize-recover=all
+tsan_flags := -fsanitize=thread
+define sanitizer
+$(build)/$(1)/%: tests/%.c $(test_needs) Makefile
+	@mkdir -p $$(@D)
+	$$(compile) -O1 -g $($(1)_flags) -o $$@ $$< $$(link)
+
+$(1): $(tests:%=$(build)/$(1)/%)
+	@CHECK_UNDER="$$($(1)_under)" sh tests/run $(tests:%=$(build)/$(1)/%)
+endef
+# Older thread sanitizers cannot place their shadow memory where addresses are random.
+tsan_under = $(shell setarch -R true 2>/dev/null && echo setarch -R)
+$(foreach s,asan ubsan tsan,$(eval $(call sanitizer,$(s))))
+
+# libFuzzer where clang brings it, else the same targets mutated by their own standalone main.
+fuzz: $(fuzzers:%=$(build)/fuzz/%)
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) sh tests/fuzz/run $(fuzzers:%=$(build)/fuzz/%)
+
+lint: all
+	@sh tests/lint/run
+
+# musl where it is there, unless you chose a CC: its static programs resolve names without glibc's plug-ins.
+static_cc = $(if $(filter default,$(origin CC)),$(shell command -v musl-gcc || echo $(CC)),$(CC))
+static: $(build)/static/chaos-proxy $(build)/static/chaos-upstream $(build)/static/chaos-middleware
+
+$(build)/static/chaos-%: examples/%.c chaos.h Makefile
+	@mkdir -p $(@D)
+	$(static_cc) $(flags) -static -o $@ $< $(link)
+
+lambda layer:
+	@echo "$@: not in this version of chaos.h"; exit 1
+
+install: $(build)/chaos-proxy
+	mkdir -p $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/pkgconfig
+	cp chaos.h $(DESTDIR)$(PREFIX)/include/chaos.h
+	cp $(build)/chaos-proxy $(DESTDIR)$(PREFIX)/bin/chaos-proxy
+	printf '%s\n' 'prefix=$(PREFIX)' 'includedir=$${prefix}/include' '' 'Name: chaos.h' \
+	    'Description: fault injection in one C header' 'Version: $(version)' \
+	    'Cflags: -I$${includedir} -pthread' 'Libs: -pthread' > $(DESTDIR)$(PREFIX)/lib/pkgconfig/chaos.pc
+
+uninstall:
+	rm -f $(DESTDIR)$(PREFIX)/include/chaos.h $(DESTDIR)$(PREFIX)/bin/chaos-proxy \
+	    $(DESTDIR)$(PREFIX)/lib/pkgconfig/chaos.pc
+
+clean:
+	rm -rf $(build)
+
+help:
+	@echo "make              build/chaos-proxy and the examples"
+	@echo "make demo         see it: a service, the proxy in front, faults on and off (15 s)"
+	@echo "make test         all tests that need only cc and make; the others where their tools are there"
+	@echo "make bench        the figures of the README, measured here"
+	@echo "make asan         the unit and net tests under the address sanitizer; also: ubsan tsan"
+	@echo "make fuzz         every fuzz target for FUZZ_SECONDS=$(FUZZ_SECONDS)"
+	@echo "make lint         the rules of the source: sections, symbols, macros, options, README"
+	@echo "make static       static programs in build/static"
+	@echo "make lambda       not in this version; also: layer"
+	@echo "make install      chaos.h, chaos-proxy and chaos.pc under PREFIX=$(PREFIX); also: uninstall; DESTDIR works"
+	@echo "make clean        remove build/"
+
+.PHONY: all demo test bench asan ubsan tsan fuzz lint lambda layer static install uninstall clean help
+.DELETE_ON_ERROR:

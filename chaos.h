@@ -1,0 +1,5233 @@
+/* chaos.h - v0.1.0 - fault injection in one C header - MIT No Attribution, text at the end
+
+   Do this in ONE C or C++ file, before any other include:
+
+       #define CHAOS_IMPLEMENTATION
+       #include "chaos.h"
+
+   and include "chaos.h" plainly everywhere else. Needs libc, POSIX sockets and threads (-pthread).
+
+   (manual)
+
+*/
+
+/* ==== >>features ============================================================================================== */
+/* Must stand before any system include: strict -std=c99 hides POSIX otherwise. Gnu modes are left as they are. */
+#if defined(CHAOS_IMPLEMENTATION) && defined(__STRICT_ANSI__) && !defined(_POSIX_C_SOURCE) && !defined(_XOPEN_SOURCE) \
+    && !defined(_GNU_SOURCE) && !defined(_WIN32) && !defined(__APPLE__)
+#define _POSIX_C_SOURCE 200809L
+#endif
+
+#ifndef CHAOS_H
+#define CHAOS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+/* ==== >>version =============================================================================================== */
+#define CHAOS_VERSION_MAJOR 0
+#define CHAOS_VERSION_MINOR 1
+#define CHAOS_VERSION_PATCH 0
+#define CHAOS_VERSION "0.1.0"
+#define CHAOS_VERSION_NUMBER (CHAOS_VERSION_MAJOR * 10000 + CHAOS_VERSION_MINOR * 100 + CHAOS_VERSION_PATCH)
+
+/* ==== >>options =============================================================================================== */
+/* Set these before the include, the same in every file (struct layouts never depend on them):
+   CHAOS_STATIC       everything static to the including file          CHAOS_NO_PROXY    no chaos_proxy_run
+   CHAOS_NO_LAMBDA    no chaos_lambda_run (not in this version)         CHAOS_NO_SSM      no ssm: source (not in this version)
+   CHAOS_NO_NET       implies the three above, no sockets at all        CHAOS_NO_THREADS  no refresher thread, no proxy
+   CHAOS_WITH_CURL    ssm: through libcurl (not in this version)
+   CHAOS_COMPILE_OUT  every call on a handle becomes a typed no-op; chaos_json_check, chaos_config_* and chaos_judge stay */
+#ifdef CHAOS_NO_NET
+#ifndef CHAOS_NO_PROXY
+#define CHAOS_NO_PROXY
+#endif
+#ifndef CHAOS_NO_LAMBDA
+#define CHAOS_NO_LAMBDA
+#endif
+#ifndef CHAOS_NO_SSM
+#define CHAOS_NO_SSM
+#endif
+#endif
+#if defined(CHAOS_NO_THREADS) && !defined(CHAOS_NO_PROXY)
+#define CHAOS_NO_PROXY
+#endif
+
+#ifdef CHAOS_STATIC
+#define CHAOS_API static inline
+#else
+#define CHAOS_API extern
+#endif
+
+/* Declares one injection point: the real function, or with CHAOS_COMPILE_OUT a typed no-op from the same line. */
+#ifdef CHAOS_COMPILE_OUT
+#define CHAOS_POINT(type, name, params, ...) \
+    static inline type name params           \
+    {                                        \
+        __VA_ARGS__;                         \
+    }
+#else
+#define CHAOS_POINT(type, name, params, ...) CHAOS_API type name params;
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ==== >>result ================================================================================================ */
+/* One list gives the codes and their texts. */
+#define CHAOS_RESULTS(X)                                                             \
+    X(CHAOS_OK, "ok")                                                                \
+    X(CHAOS_ERR_ARGUMENT, "bad argument")                                            \
+    X(CHAOS_ERR_MEMORY, "out of memory")                                             \
+    X(CHAOS_ERR_SYSTEM, "a system call failed")                                      \
+    X(CHAOS_ERR_JSON, "invalid JSON")                                                \
+    X(CHAOS_ERR_TOO_LARGE, "too large")                                              \
+    X(CHAOS_ERR_UNKNOWN_KEY, "unknown key")                                          \
+    X(CHAOS_ERR_DUPLICATE_KEY, "duplicate key")                                      \
+    X(CHAOS_ERR_MISSING_KEY, "missing key")                                          \
+    X(CHAOS_ERR_TYPE, "wrong type")                                                  \
+    X(CHAOS_ERR_RANGE, "value out of range")                                         \
+    X(CHAOS_ERR_VALUE, "bad value")                                                  \
+    X(CHAOS_ERR_UNSUPPORTED, "not in this version or build")                         \
+    X(CHAOS_ERR_NOT_FOUND, "config not found")                                       \
+    X(CHAOS_ERR_UNREACHABLE, "config source unreachable")                            \
+    X(CHAOS_ERR_ADDRESS, "bad address")                                              \
+    X(CHAOS_ERR_COMPILED_OUT, "compiled out")
+
+#define CHAOS_RESULT_CODE(code, text) code,
+typedef enum chaos_result { CHAOS_RESULTS(CHAOS_RESULT_CODE) CHAOS_RESULT_COUNT } chaos_result;
+#undef CHAOS_RESULT_CODE
+
+/* What went wrong, and where. line and column count from 1, columns in characters; line 0 = not about a text. */
+typedef struct chaos_error {
+    chaos_result code;
+    size_t offset; /* byte offset in the text */
+    unsigned line, column;
+    char text[200]; /* names the key or the failing call; always NUL-terminated */
+} chaos_error;
+
+/* The library's version, to compare with CHAOS_VERSION at run time. Any thread. */
+CHAOS_API const char *chaos_version(void);
+/* A short text for a code; never NULL. Any thread. */
+CHAOS_API const char *chaos_result_text(chaos_result code);
+
+/* ==== >>config ================================================================================================ */
+#define CHAOS_CONFIG_INPUT_MAX 65536 /* bytes of JSON text */
+#define CHAOS_MAX_RULES 16
+#define CHAOS_MAX_ITEMS 512    /* strings in all lists of one config */
+#define CHAOS_MAX_TEXT 11264   /* bytes of all strings of one config */
+#define CHAOS_MAX_CONCURRENT 4096 /* upper bound of maxConcurrent */
+
+typedef enum chaos_latency { CHAOS_LATENCY_FIXED, CHAOS_LATENCY_UNIFORM, CHAOS_LATENCY_EXPONENTIAL, CHAOS_LATENCY_QUANTILES } chaos_latency;
+
+/* What happens to one request. The error kinds stand in the order of the errorMode names. */
+typedef enum chaos_kind {
+    CHAOS_PASS,
+    CHAOS_DELAY,    /* wait, then go on */
+    CHAOS_STATUS,   /* answer with an HTTP status */
+    CHAOS_RESET,    /* TCP RST */
+    CHAOS_CLOSE,    /* close without a reply */
+    CHAOS_HANG,     /* no reply until the client goes, chaos goes off, or a cap */
+    CHAOS_TRUNCATE, /* the real reply, cut */
+    CHAOS_CORRUPT,  /* the real reply, bytes changed */
+    CHAOS_KIND_COUNT
+} chaos_kind;
+
+typedef struct chaos_text {
+    unsigned short at, len; /* bytes in chaos_config.text, followed by a NUL */
+} chaos_text;
+
+typedef struct chaos_list {
+    unsigned short first, count; /* strings in chaos_config.items */
+} chaos_list;
+
+typedef struct chaos_match {
+    chaos_list methods, paths;
+    chaos_list headers; /* pairs: name, glob */
+} chaos_match;
+
+/* The fault keys, as they stand at the top level and in each rule (rules inherit from the top level when parsed). */
+typedef struct chaos_fault {
+    unsigned char latency_kind; /* chaos_latency */
+    unsigned char latency_rate; /* percent 0..100 */
+    unsigned char error_rate;   /* percent 0..100 */
+    unsigned char error_mode;   /* chaos_kind, CHAOS_STATUS..CHAOS_CORRUPT */
+    unsigned char error_after;  /* 1 = errorWhen "after" */
+    unsigned char unused;
+    unsigned short error_status; /* 200..599 */
+    unsigned latency[4];         /* ms: {fixed} {min,max} {mean,max} {p50,p95,p99,max} */
+    unsigned bandwidth;          /* KiB/s, 0 = off */
+    int retry_after;             /* s, -1 = no header */
+    chaos_text error_body;       /* len 0 = the short default text */
+} chaos_fault;
+
+typedef struct chaos_rule {
+    chaos_text name;
+    chaos_match match;
+    chaos_fault fault;
+} chaos_rule;
+
+/* A parsed config: plain data, no pointers, freely copied. About 15 KiB: keep it off small stacks. */
+typedef struct chaos_config {
+    bool enabled, dry_run, has_seed;
+    bool default_exclude; /* "exclude" not given: the built-in list applies */
+    unsigned char canary; /* percent 0..100 */
+    unsigned char rule_count;
+    unsigned short item_count, text_len;
+    unsigned max_faults, max_concurrent; /* 0 = no limit */
+    long long expires_ms;                /* Unix epoch; 0 = not given (lease), -1 = "never" */
+    unsigned long long seed;
+    chaos_fault fault;
+    chaos_match match;
+    chaos_list exclude, instances;
+    chaos_text name, owner, note;
+    chaos_rule rules[CHAOS_MAX_RULES];
+    chaos_text items[CHAOS_MAX_ITEMS];
+    char text[CHAOS_MAX_TEXT];
+} chaos_config;
+
+/* Validates a whole text against RFC 8259: UTF-8, escapes, surrogate pairs, numbers, at most 64 levels. Reads only
+   text[0..len). err may be NULL. Returns CHAOS_OK or CHAOS_ERR_JSON. Any thread; no allocation. */
+CHAOS_API chaos_result chaos_json_check(const char *text, size_t len, chaos_error *err);
+
+/* Parses and validates a config (see the manual for the keys). On an error *out is a config that is off, and err (may
+   be NULL) names the key and the place. Any thread; no allocation. */
+CHAOS_API chaos_result chaos_config_parse(chaos_config *out, const char *json, size_t len, chaos_error *err);
+
+/* Writes the canonical JSON of cfg: `enabled` first, then what differs from the defaults; parsing it gives an equal
+   config. Returns the length without the NUL; when it is >= cap the text was cut. Any thread; no allocation. */
+CHAOS_API size_t chaos_config_format(const chaos_config *cfg, char *buf, size_t cap);
+
+/* ==== >>verdict =============================================================================================== */
+/* One request, as the caller knows it. Borrowed for the call. A length of 0 means NUL-terminated; NULL = not known. */
+typedef struct chaos_request {
+    const char *method;
+    size_t method_len;
+    const char *path; /* as on the wire: percent-encoded, with or without a query */
+    size_t path_len;
+    const char *key; /* same key, same verdict on every instance; NULL = each request rolls afresh */
+    size_t key_len;
+    const char *(*header)(void *user, const char *name, size_t *len); /* value of a header, or NULL; name is lower case */
+    void *user;
+} chaos_request;
+
+/* The decision on one request: plain data, 32 bytes. All zero = pass, untouched. */
+typedef struct chaos_verdict {
+    unsigned char kind;  /* chaos_kind */
+    unsigned char after; /* 1 = run the handler first, then replace its reply */
+    unsigned short status;
+    unsigned delay_us;
+    short rule;           /* index of the rule, -1 = top level */
+    unsigned short roll;  /* 0..9999: the error roll, compared with errorRate * 100 */
+    unsigned bandwidth;   /* KiB/s of the reply body, 0 = not paced */
+    unsigned version;     /* config version, cut to 32 bits */
+    unsigned ticket;      /* library's own: the maxConcurrent place taken */
+    unsigned long long key; /* the key that was rolled: chaos_judge(cfg, req, key) repeats the decision */
+} chaos_verdict;
+
+/* The pure decision: match, rules, rolls, exclude. No gates (expiry, canary, kill) and no budgets: those belong to
+   chaos_decide. Same cfg, req and key give the same verdict on every machine. cfg->enabled false = pass. Any thread. */
+CHAOS_API chaos_verdict chaos_judge(const chaos_config *cfg, const chaos_request *req, unsigned long long key);
+
+/* The name of a kind, as in logs and in X-Chaos-Injected: "pass", "latency", "error", "reset", ... Any thread. */
+CHAOS_API const char *chaos_kind_text(int kind);
+
+/* ==== >>handle ================================================================================================ */
+typedef struct chaos chaos; /* opaque; every call accepts NULL and then behaves as off */
+
+#define CHAOS_STATES(X)                       \
+    X(CHAOS_STATE_OFF, "off")                 \
+    X(CHAOS_STATE_ON, "on")                   \
+    X(CHAOS_STATE_EXPIRED, "expired")         \
+    X(CHAOS_STATE_INVALID, "invalid")         \
+    X(CHAOS_STATE_STALE, "stale")             \
+    X(CHAOS_STATE_KILLED, "killed")           \
+    X(CHAOS_STATE_NOT_CANARY, "not-canary")   \
+    X(CHAOS_STATE_DRY_RUN, "dry-run")
+
+#define CHAOS_STATE_CODE(code, text) code,
+typedef enum chaos_state { CHAOS_STATES(CHAOS_STATE_CODE) CHAOS_STATE_COUNT } chaos_state;
+#undef CHAOS_STATE_CODE
+
+/* A snapshot of the counters and the state. Counters run from chaos_open and only grow. */
+typedef struct chaos_report {
+    chaos_state state;
+    char reason[200];           /* why this state, in words */
+    unsigned long long version; /* of the config in use; 0 = none yet */
+    long long age_ms;           /* since the last successful fetch; -1 = never or not fetched (inline, env) */
+    long long end_ms;           /* Unix epoch at which chaos ends; 0 = no end */
+    unsigned long long requests; /* decided while on (or dry-run); when off nothing is counted */
+    unsigned long long injected[CHAOS_KIND_COUNT]; /* per kind; [CHAOS_PASS] stays 0 */
+    unsigned long long would_inject;               /* dry-run */
+    unsigned long long excluded;                   /* spared by `exclude` when a fault would have happened */
+    unsigned long long over_budget;                /* spared by maxFaults or maxConcurrent */
+    unsigned long long unsupported;                /* spared because this mode cannot do that fault */
+    unsigned long long delay_ms;                   /* sum of injected delays */
+    unsigned long long waiting;                    /* in chaos_wait at this moment */
+    unsigned long long outcomes[6];                /* real outcomes told to chaos_done: other, 1xx .. 5xx */
+    unsigned long long outcome_us;                 /* their summed durations */
+    unsigned long long fetches, fetch_errors, config_errors, config_changes;
+    unsigned long long log_lines, log_dropped, log_suppressed; /* dropped: pipe full or dead; suppressed: over 50 a second */
+    unsigned long long connections, connections_now;           /* proxy: accepted; open */
+    unsigned long long proxied;                                /* proxy: replies relayed from the upstream */
+    unsigned long long rejected;                               /* proxy: own 4xx */
+    unsigned long long upstream_errors;                        /* proxy: own 502, 504 and cut replies */
+} chaos_report;
+
+typedef enum chaos_event_kind { CHAOS_EVENT_STATE, CHAOS_EVENT_CONFIG, CHAOS_EVENT_FAULT, CHAOS_EVENT_NOTE } chaos_event_kind;
+
+/* Told on the thread where it happens, FAULT on the caller's of chaos_decide. Must not block, nor call into the handle
+   except chaos_off and chaos_stats. */
+typedef struct chaos_event {
+    chaos_event_kind kind;
+    chaos_state state;
+    const char *reason;           /* STATE, CONFIG, NOTE; else "" */
+    const chaos_verdict *verdict; /* FAULT (also in a dry run), else NULL */
+    bool dry_run;
+} chaos_event;
+
+typedef enum chaos_fault_log { CHAOS_LOG_ALL, CHAOS_LOG_SAMPLE, CHAOS_LOG_NONE } chaos_fault_log;
+
+/* What a fetch callback tells besides the bytes. */
+typedef struct chaos_fetched {
+    size_t len;
+    unsigned long long version; /* 0 = the library counts contents itself */
+    long long modified_ms;      /* Unix epoch of the last change, 0 = when first seen; the lease runs from here */
+} chaos_fetched;
+
+/* All zero = sane defaults. Strings are copied. */
+typedef struct chaos_desc {
+    const char *config;   /* file:PATH, env:NAME or JSON text; NULL = $CHAOS_CONFIG, else off */
+    const char *instance; /* NULL = $CHAOS_INSTANCE, the Lambda log stream, the ECS task, the host name; cut to 127 bytes */
+    const char *service;  /* NULL = $CHAOS_SERVICE, the function name, ""; cut to 127 bytes */
+    int ttl_ms;           /* 0 = 30,000 while off, 10,000 while on; else both; 10..86,400,000 */
+    int max_stale_ms;     /* 0 = 60,000; last good config is used this long beyond its TTL; -1 = not at all */
+    chaos_fault_log fault_log;  /* fault lines: all (50 a second, then summarised), sample (1 a second), none */
+    bool quiet;                 /* no log lines at all */
+    bool no_thread;             /* no refresher: the program calls chaos_refresh itself */
+    /* Callback source, used instead of `config`: put at most cap bytes into buf. CHAOS_OK, CHAOS_ERR_NOT_FOUND (off,
+       quietly), anything else = unreachable. Called by one thread at a time, never from chaos_open. */
+    chaos_result (*fetch)(void *user, char *buf, size_t cap, chaos_fetched *out, chaos_error *err);
+    void *fetch_user;
+    void (*log)(void *user, const char *line, size_t len); /* one JSON line with its newline; NULL = stderr, never blocking */
+    void *log_user;
+    void (*event)(void *user, const chaos_event *event);
+    void *event_user;
+    unsigned long long (*clock)(void *user, bool wall); /* ns, monotonic or Unix epoch; NULL = the system's; for tests */
+    void *clock_user;
+    void *(*alloc)(void *user, size_t size); /* both or neither; called in chaos_open, chaos_close, chaos_proxy_run */
+    void (*free)(void *user, void *ptr);
+    void *alloc_user;
+} chaos_desc;
+
+/* Opens a handle. inline, env: and file: are read before it returns; anything slower is left to the refresher thread,
+   so it never waits for a network. A bad config TEXT does not fail: the handle is off, state `invalid`. NULL only for a
+   source of unknown form, a desc out of range, no memory, or a failing system call (err says which). desc may be NULL. */
+CHAOS_POINT(chaos *, chaos_open, (const chaos_desc *desc, chaos_error *err), (void)desc; (void)err; return (chaos *)(size_t)"off")
+
+/* Off, wakes every waiter, waits until no chaos_wait is inside, stops the refresher, frees. No other call may start
+   during or after it. */
+CHAOS_POINT(void, chaos_close, (chaos * c), (void)c)
+
+/* The verdict on one request. Never sleeps, never blocks, never allocates. Off: a load and a branch. Any thread. */
+CHAOS_POINT(chaos_verdict, chaos_decide, (chaos * c, const chaos_request *req), chaos_verdict v = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+            (void)c; (void)req; return v)
+
+/* Sleeps v's delay; returns early when chaos goes off (within 100 ms). Threaded callers only: event loops use their own
+   timer and chaos_wake_fd. Any thread. */
+CHAOS_POINT(void, chaos_wait, (chaos * c, const chaos_verdict *v), (void)c; (void)v)
+
+/* Tells the real outcome of a request: status (0 = none) and duration. Gives back the maxConcurrent place of v; a missing
+   or repeated call can only weaken chaos. Any thread. */
+CHAOS_POINT(void, chaos_done, (chaos * c, const chaos_verdict *v, int status, unsigned long long us), (void)c; (void)v; (void)status;
+            (void)us)
+
+/* Copies the body of v's injected reply, NUL-terminated; returns its length (cut when >= cap). Any thread. */
+CHAOS_POINT(size_t, chaos_verdict_body, (chaos * c, const chaos_verdict *v, char *buf, size_t cap), (void)c; (void)v; if (cap) buf[0] = 0;
+            return 0)
+
+/* Retry-After seconds of v's injected reply, -1 = none. Any thread. */
+CHAOS_POINT(int, chaos_verdict_retry_after, (chaos * c, const chaos_verdict *v), (void)c; (void)v; return -1)
+
+/* A descriptor that is readable exactly while the state is not on (nor dry-run), for event loops that hold delays. Do
+   not read it. -1 where there is none. Any thread. */
+CHAOS_POINT(int, chaos_wake_fd, (chaos * c), (void)c; return -1)
+
+/* Fetches the config now, even within its TTL, and applies it; may block as long as the source does. Any thread. */
+CHAOS_POINT(chaos_result, chaos_refresh, (chaos * c, chaos_error *err), (void)c; (void)err; return CHAOS_ERR_COMPILED_OUT)
+
+/* The local kill switch, latched until chaos_close. Async-signal-safe. Any thread. */
+CHAOS_POINT(void, chaos_off, (chaos * c), (void)c)
+
+/* Reads state and counters. Any thread. */
+CHAOS_POINT(void, chaos_stats, (chaos * c, chaos_report *out), (void)c; unsigned char *p = (unsigned char *)out; size_t i;
+            for (i = 0; i < sizeof *out; i++) p[i] = 0)
+
+/* Copies the config in use; false = none. Any thread. */
+CHAOS_POINT(bool, chaos_get_config, (chaos * c, chaos_config *out), (void)c; (void)out; return false)
+
+/* The name of a state, as in logs. Any thread. */
+CHAOS_API const char *chaos_state_text(chaos_state state);
+
+/* ==== >>proxy ================================================================================================= */
+/* All zero = defaults; times in ms. Strings must outlive the run. */
+typedef struct chaos_proxy_desc {
+    const char *listen;      /* HOST:PORT, [V6]:PORT, :PORT or PORT; no host = 127.0.0.1; NULL = 127.0.0.1:0 */
+    const char *upstream;    /* http://HOST[:PORT][/PREFIX]; required */
+    const char *host_header; /* NULL = keep the client's Host; else send this one */
+    const char *key_header;  /* NULL = roll afresh; else this header's value is the key */
+    int max_connections;     /* 0 = 1,024; clamped to what the descriptor limit carries; more wait in the backlog */
+    int head_limit;          /* bytes, 0 = 16,384; 1,024..65,536 */
+    int head_timeout;        /* from a head's first byte to its last, 0 = 10,000 */
+    int body_timeout;        /* without progress, 0 = 30,000 */
+    int idle_timeout;        /* between requests, 0 = 60,000 */
+    int connect_timeout;     /* 0 = 5,000 */
+    int reply_timeout;       /* from the request's end to the reply's head, 0 = 60,000 */
+    int drain_timeout;       /* after a stop, 0 = 10,000; -1 = at once */
+    void (*listening)(void *user, const char *address); /* ADDR:PORT, once, before the first accept */
+    void *user;
+} chaos_proxy_desc;
+
+/* Runs the proxy until chaos_proxy_stop; returns when its last thread is gone. One run per handle at a time. */
+CHAOS_POINT(chaos_result, chaos_proxy_run, (chaos * c, const chaos_proxy_desc *desc, chaos_error *err), (void)c; (void)desc; (void)err;
+            return CHAOS_ERR_COMPILED_OUT)
+
+/* Stops accepting, closes idle connections, lets requests in progress end within drain_timeout. Latched: a stop before the
+   run ends that run at once. Async-signal-safe. Any thread. */
+CHAOS_POINT(void, chaos_proxy_stop, (chaos * c), (void)c)
+
+/* ==== >>lambda ==== chaos_lambda_run: not in this version ===================================================== */
+/* ==== >>ssm ======= chaos_ssm_get, chaos_ssm_put: not in this version ========================================= */
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* CHAOS_H */
+
+/* Stop here if you only want the API. */
+
+#ifdef CHAOS_IMPLEMENTATION
+#ifndef CHAOS_IMPLEMENTATION_ONCE
+#define CHAOS_IMPLEMENTATION_ONCE
+
+/* ==== >>platform ============================================================================================== */
+#include <errno.h>
+#include <limits.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+
+#ifdef _WIN32
+#define WIN32_LEAN_AND_MEAN
+#include <windows.h>
+#if !defined(CHAOS_NO_NET)
+#error "chaos.h: sockets need POSIX: add  #define CHAOS_NO_NET  before the include"
+#endif
+#else
+#define CHAOSI_POSIX
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <unistd.h>
+#ifndef CLOCK_MONOTONIC
+#error "chaos.h: POSIX is hidden: include chaos.h before any other header, or compile with -D_POSIX_C_SOURCE=200809L"
+#endif
+#endif
+
+#if defined(CHAOSI_POSIX) && !defined(CHAOS_NO_THREADS)
+#define CHAOSI_THREADS
+#endif
+
+#ifndef CHAOS_NO_NET
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#endif
+
+#if defined(__GNUC__) || defined(__clang__)
+#define CHAOSI_FN static __attribute__((unused))
+#define CHAOSI_COLD static __attribute__((unused, noinline, cold))
+#define CHAOSI_PRINTF(fmt, args) __attribute__((format(printf, fmt, args)))
+#define CHAOSI_UNLIKELY(x) __builtin_expect(!!(x), 0)
+#else
+#define CHAOSI_FN static
+#define CHAOSI_COLD static
+#define CHAOSI_PRINTF(fmt, args)
+#define CHAOSI_UNLIKELY(x) (x)
+#endif
+
+typedef unsigned char chaosi_u8;
+typedef uint16_t chaosi_u16;
+typedef uint32_t chaosi_u32;
+typedef uint64_t chaosi_u64;
+typedef int64_t chaosi_i64;
+
+/* ==== >>base ================================================================================================== */
+#define CHAOSI_MS ((chaosi_u64)1000000) /* ns */
+#define CHAOSI_NEVER UINT64_MAX
+
+/* Atomics: GNU builtins where there are any (C, C++ and clang alike; <stdatomic.h> is not C++). A compiler without them
+   (tcc) may only build the single-threaded library. */
+#if defined(__GNUC__) || defined(__clang__)
+#define CHAOSI_LOAD(p) __atomic_load_n((p), __ATOMIC_RELAXED)
+#define CHAOSI_ACQUIRE(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
+#define CHAOSI_STORE(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
+#define CHAOSI_RELEASE(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
+#define CHAOSI_ORDERED(p, v) __atomic_store_n((p), (v), __ATOMIC_SEQ_CST)
+#define CHAOSI_ADD(p, v) __atomic_fetch_add((p), (v), __ATOMIC_RELAXED)
+#define CHAOSI_ENTER(p, v) __atomic_fetch_add((p), (v), __ATOMIC_SEQ_CST)
+#define CHAOSI_SWAP(p, v) __atomic_exchange_n((p), (v), __ATOMIC_SEQ_CST)
+#define CHAOSI_CAS(p, old, v) __atomic_compare_exchange_n((p), (old), (v), false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)
+#define CHAOSI_SEQ(p) __atomic_load_n((p), __ATOMIC_SEQ_CST)
+#elif defined(CHAOS_NO_THREADS)
+#define CHAOSI_LOAD(p) (*(p))
+#define CHAOSI_ACQUIRE(p) (*(p))
+#define CHAOSI_STORE(p, v) ((void)(*(p) = (v)))
+#define CHAOSI_RELEASE(p, v) ((void)(*(p) = (v)))
+#define CHAOSI_ORDERED(p, v) ((void)(*(p) = (v)))
+#define CHAOSI_ADD(p, v) ((*(p) += (v)) - (v))
+#define CHAOSI_ENTER(p, v) ((*(p) += (v)) - (v))
+#define CHAOSI_SWAP(p, v) chaosi_swap((p), (v))
+#define CHAOSI_CAS(p, old, v) (*(p) == *(old) ? (*(p) = (v), true) : (*(old) = *(p), false))
+#define CHAOSI_SEQ(p) (*(p))
+CHAOSI_FN chaosi_u32 chaosi_swap(chaosi_u32 *p, chaosi_u32 v)
+{
+    chaosi_u32 old = *p;
+    *p = v;
+    return old;
+}
+#else
+#error "chaos.h: this compiler has no __atomic builtins: add  #define CHAOS_NO_THREADS  before the include"
+#endif
+
+typedef struct chaosi_span {
+    const char *at;
+    size_t len;
+} chaosi_span;
+
+CHAOSI_FN chaosi_span chaosi_of(const char *at, size_t len)
+{
+    chaosi_span s;
+    s.at = at;
+    s.len = len;
+    return s;
+}
+
+CHAOSI_FN chaosi_span chaosi_str(const char *text) { return chaosi_of(text, strlen(text)); }
+
+CHAOSI_FN bool chaosi_same(chaosi_span a, chaosi_span b) { return a.len == b.len && (a.len == 0 || memcmp(a.at, b.at, a.len) == 0); }
+
+CHAOSI_FN char chaosi_lower(char c) { return c >= 'A' && c <= 'Z' ? (char)(c + ('a' - 'A')) : c; }
+
+CHAOSI_FN bool chaosi_same_nocase(chaosi_span a, chaosi_span b)
+{
+    size_t i;
+    if (a.len != b.len) return false;
+    for (i = 0; i < a.len; i++)
+        if (chaosi_lower(a.at[i]) != chaosi_lower(b.at[i])) return false;
+    return true;
+}
+
+CHAOSI_FN bool chaosi_is_digit(char c) { return c >= '0' && c <= '9'; }
+
+/* Value of a hex digit, -1 = none. */
+CHAOSI_FN int chaosi_hex(char c)
+{
+    if (c >= '0' && c <= '9') return c - '0';
+    if (c >= 'a' && c <= 'f') return c - 'a' + 10;
+    if (c >= 'A' && c <= 'F') return c - 'A' + 10;
+    return -1;
+}
+
+/* A bounded text buffer that keeps counting past its end, as snprintf does. */
+typedef struct chaosi_out {
+    char *buf;
+    size_t cap, len;
+    char last; /* the last byte put */
+} chaosi_out;
+
+CHAOSI_FN chaosi_out chaosi_into(char *buf, size_t cap)
+{
+    chaosi_out o;
+    o.buf = buf;
+    o.cap = cap;
+    o.len = 0;
+    o.last = 0;
+    if (cap) buf[0] = 0;
+    return o;
+}
+
+CHAOSI_FN void chaosi_put(chaosi_out *o, const char *at, size_t len)
+{
+    size_t room = o->len + 1 < o->cap ? o->cap - o->len - 1 : 0;
+    size_t n = len < room ? len : room;
+    if (len) o->last = at[len - 1];
+    if (n) {
+        memcpy(o->buf + o->len, at, n);
+        o->buf[o->len + n] = 0;
+    }
+    o->len += len;
+}
+
+CHAOSI_FN void chaosi_puts(chaosi_out *o, const char *text) { chaosi_put(o, text, strlen(text)); }
+
+CHAOSI_FN void chaosi_put_int(chaosi_out *o, long long v)
+{
+    char digits[24];
+    int n = snprintf(digits, sizeof digits, "%lld", v);
+    chaosi_put(o, digits, (size_t)n);
+}
+
+/* Copies a C string, cut to fit. */
+CHAOSI_FN void chaosi_copy(char *to, size_t cap, const char *from)
+{
+    chaosi_out o = chaosi_into(to, cap);
+    chaosi_puts(&o, from ? from : "");
+}
+
+CHAOSI_FN void chaosi_no_error(chaos_error *err)
+{
+    if (err) memset(err, 0, sizeof *err);
+}
+
+/* Fills *err (may be NULL) and returns the code, so that callers can `return chaosi_fail(...)`. */
+CHAOSI_FN chaos_result chaosi_fail(chaos_error *err, chaos_result code, const char *fmt, ...) CHAOSI_PRINTF(3, 4);
+CHAOSI_FN chaos_result chaosi_fail(chaos_error *err, chaos_result code, const char *fmt, ...)
+{
+    va_list args;
+    if (!err) return code;
+    chaosi_no_error(err);
+    err->code = code;
+    va_start(args, fmt);
+    vsnprintf(err->text, sizeof err->text, fmt, args);
+    va_end(args);
+    return code;
+}
+
+#define CHAOSI_RESULT_TEXT(code, text) text,
+#define CHAOSI_STATE_TEXT(code, text) text,
+static const char *const chaosi_result_texts[] = {CHAOS_RESULTS(CHAOSI_RESULT_TEXT)};
+static const char *const chaosi_state_texts[] = {CHAOS_STATES(CHAOSI_STATE_TEXT)};
+static const char *const chaosi_kind_texts[] = {"pass", "latency", "error", "reset", "close", "hang", "truncate", "corrupt"};
+
+/* Hashing. Keys and names: FNV-1a 64 over the bytes in order. Numbers: the splitmix64 finaliser. Both are plain
+   arithmetic on 64-bit values, so byte order never shows. */
+CHAOSI_FN chaosi_u64 chaosi_mix(chaosi_u64 x)
+{
+    x += 0x9e3779b97f4a7c15ull;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
+    return x ^ (x >> 31);
+}
+
+CHAOSI_FN chaosi_u64 chaosi_hash(chaosi_span s)
+{
+    chaosi_u64 h = 0xcbf29ce484222325ull;
+    size_t i;
+    for (i = 0; i < s.len; i++) h = (h ^ (chaosi_u8)s.at[i]) * 0x100000001b3ull;
+    return h;
+}
+
+/* Time in ns: monotonic, or since the Unix epoch. */
+CHAOSI_FN chaosi_u64 chaosi_clock(bool wall)
+{
+#ifdef _WIN32
+    if (wall) {
+        FILETIME t;
+        GetSystemTimeAsFileTime(&t);
+        return ((((chaosi_u64)t.dwHighDateTime << 32) | t.dwLowDateTime) - 116444736000000000ull) * 100u;
+    }
+    return (chaosi_u64)GetTickCount64() * CHAOSI_MS;
+#else
+    struct timespec t;
+    clock_gettime(wall ? CLOCK_REALTIME : CLOCK_MONOTONIC, &t);
+    return (chaosi_u64)t.tv_sec * 1000000000u + (chaosi_u64)t.tv_nsec;
+#endif
+}
+
+/* The same within some ms, at a quarter of the cost where the kernel offers it: enough to compare an expiry. */
+CHAOSI_FN chaosi_u64 chaosi_clock_coarse(bool wall)
+{
+#if defined(CLOCK_REALTIME_COARSE) && defined(CLOCK_MONOTONIC_COARSE)
+    struct timespec t;
+    clock_gettime(wall ? CLOCK_REALTIME_COARSE : CLOCK_MONOTONIC_COARSE, &t);
+    return (chaosi_u64)t.tv_sec * 1000000000u + (chaosi_u64)t.tv_nsec;
+#else
+    return chaosi_clock(wall);
+#endif
+}
+
+CHAOSI_FN bool chaosi_leap(int year) { return year % 4 == 0 && (year % 100 != 0 || year % 400 == 0); }
+
+/* Days since 1970-01-01 of a date in the Gregorian calendar. */
+CHAOSI_FN long long chaosi_days(int year, int month, int day)
+{
+    static const int before[12] = {0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334};
+    int y = year - 1, leap_days = y / 4 - y / 100 + y / 400 - 477;
+    return (long long)(year - 1970) * 365 + leap_days + before[month - 1] + (month > 2 && chaosi_leap(year)) + day - 1;
+}
+
+/* RFC 3339 in UTC, with milliseconds when there are any or when asked. buf holds 80 bytes. */
+CHAOSI_FN const char *chaosi_rfc3339(char *buf, long long unix_ms, bool with_ms)
+{
+    long long days = unix_ms / 86400000, ms = unix_ms % 86400000;
+    int year = 1970, month = 1, n;
+    while (year < 9999 && days >= chaosi_days(year + 1, 1, 1)) year++;
+    while (month < 12 && days >= chaosi_days(year, month + 1, 1)) month++;
+    n = snprintf(buf, 80, "%04d-%02d-%02dT%02d:%02d:%02d", year, month, (int)(days - chaosi_days(year, month, 1)) + 1, (int)(ms / 3600000),
+                 (int)(ms / 60000 % 60), (int)(ms / 1000 % 60));
+    if (with_ms || ms % 1000) n += snprintf(buf + n, 8, ".%03u", (unsigned)(ms % 1000) & 1023u);
+    strcpy(buf + n, "Z");
+    return buf;
+}
+
+/* ==== >>json ================================================================================================== */
+/* A pull parser over the caller's bytes (RFC 8259). It validates everything it passes; nothing is copied. */
+#define CHAOSI_JSON_DEPTH 64
+
+typedef enum chaosi_token {
+    CHAOSI_JSON_ERROR,
+    CHAOSI_JSON_OBJECT,
+    CHAOSI_JSON_OBJECT_END,
+    CHAOSI_JSON_ARRAY,
+    CHAOSI_JSON_ARRAY_END,
+    CHAOSI_JSON_KEY,
+    CHAOSI_JSON_STRING,
+    CHAOSI_JSON_NUMBER,
+    CHAOSI_JSON_TRUE,
+    CHAOSI_JSON_FALSE,
+    CHAOSI_JSON_NULL,
+    CHAOSI_JSON_END
+} chaosi_token;
+
+typedef enum chaosi_json_state { CHAOSI_WANT_VALUE, CHAOSI_WANT_FIRST, CHAOSI_WANT_MORE, CHAOSI_WANT_NOTHING, CHAOSI_FAILED } chaosi_json_state;
+
+typedef struct chaosi_json {
+    const char *text;
+    size_t len, pos;
+    size_t start, end; /* the last token; strings and keys without their quotes */
+    chaosi_json_state state;
+    int depth;
+    chaosi_u64 objects; /* bit d: level d + 1 is an object */
+    chaos_error *err;   /* may be NULL */
+} chaosi_json;
+
+/* Length of the UTF-8 sequence at s, 0 = not well-formed (RFC 3629: no overlong forms, no surrogates, no more than
+   U+10FFFF). */
+CHAOSI_FN size_t chaosi_utf8(const char *s, size_t len)
+{
+    chaosi_u8 a = (chaosi_u8)s[0], b;
+    size_t n = a < 0x80 ? 1 : a >= 0xc2 && a < 0xe0 ? 2 : (a & 0xf0) == 0xe0 ? 3 : a >= 0xf0 && a < 0xf5 ? 4 : 0;
+    size_t i;
+    if (n < 2 || n > len) return n == 1 ? 1 : 0;
+    b = (chaosi_u8)s[1];
+    if ((a == 0xe0 && b < 0xa0) || (a == 0xed && b > 0x9f) || (a == 0xf0 && b < 0x90) || (a == 0xf4 && b > 0x8f)) return 0;
+    for (i = 1; i < n; i++)
+        if (((chaosi_u8)s[i] & 0xc0) != 0x80) return 0;
+    return n;
+}
+
+/* Fills in where: line and column (in characters) of a byte offset. */
+CHAOSI_FN void chaosi_locate(chaos_error *err, const char *text, size_t offset)
+{
+    size_t i;
+    if (!err) return;
+    err->offset = offset;
+    err->line = err->column = 1;
+    for (i = 0; i < offset; i++) {
+        if (text[i] == '\n') {
+            err->line++;
+            err->column = 1;
+        } else if (((chaosi_u8)text[i] & 0xc0) != 0x80) {
+            err->column++;
+        }
+    }
+}
+
+CHAOSI_COLD chaosi_token chaosi_json_fail(chaosi_json *j, size_t at, const char *why)
+{
+    chaosi_fail(j->err, CHAOS_ERR_JSON, "invalid JSON: %s", why);
+    chaosi_locate(j->err, j->text, at);
+    j->state = CHAOSI_FAILED;
+    return CHAOSI_JSON_ERROR;
+}
+
+CHAOSI_FN chaosi_json chaosi_json_begin(const char *text, size_t len, chaos_error *err)
+{
+    chaosi_json j;
+    memset(&j, 0, sizeof j);
+    j.text = text;
+    j.len = len;
+    j.err = err;
+    j.state = CHAOSI_WANT_VALUE;
+    return j;
+}
+
+CHAOSI_FN void chaosi_json_space(chaosi_json *j)
+{
+    while (j->pos < j->len) {
+        char c = j->text[j->pos];
+        if (c != ' ' && c != '\t' && c != '\n' && c != '\r') return;
+        j->pos++;
+    }
+}
+
+CHAOSI_FN bool chaosi_json_starts(const chaosi_json *j, const char *word)
+{
+    size_t n = strlen(word);
+    return j->len - j->pos >= n && memcmp(j->text + j->pos, word, n) == 0;
+}
+
+/* Four hex digits at pos, -1 = not there. */
+CHAOSI_FN int chaosi_json_hex4(const chaosi_json *j, size_t pos)
+{
+    int value = 0, i;
+    if (j->len < 4 || pos > j->len - 4) return -1;
+    for (i = 0; i < 4; i++) {
+        int digit = chaosi_hex(j->text[pos + (size_t)i]);
+        if (digit < 0) return -1;
+        value = value * 16 + digit;
+    }
+    return value;
+}
+
+/* An escape at pos (on the backslash). Returns its length, 0 = bad. */
+CHAOSI_FN size_t chaosi_json_escape(const chaosi_json *j, size_t pos)
+{
+    int unit;
+    if (pos + 1 >= j->len) return 0;
+    if (j->text[pos + 1] != 'u') return memchr("\"\\/bfnrt", j->text[pos + 1], 8) ? 2 : 0;
+    unit = chaosi_json_hex4(j, pos + 2);
+    if (unit < 0 || (unit >= 0xdc00 && unit <= 0xdfff)) return 0;
+    if (unit < 0xd800 || unit > 0xdbff) return 6;
+    if (pos + 8 > j->len || j->text[pos + 6] != '\\' || j->text[pos + 7] != 'u') return 0;
+    unit = chaosi_json_hex4(j, pos + 8);
+    return unit >= 0xdc00 && unit <= 0xdfff ? 12 : 0;
+}
+
+/* pos is on the opening quote. */
+CHAOSI_FN chaosi_token chaosi_json_string(chaosi_json *j, chaosi_token token)
+{
+    size_t n, open = j->pos++;
+    j->start = j->pos;
+    while (j->pos < j->len) {
+        chaosi_u8 c = (chaosi_u8)j->text[j->pos];
+        if (c == '"') {
+            j->end = j->pos++;
+            return token;
+        }
+        if (c < 0x20) return chaosi_json_fail(j, j->pos, "control character in a string (escape it)");
+        if (c == '\\') {
+            n = chaosi_json_escape(j, j->pos);
+            if (!n) return chaosi_json_fail(j, j->pos, "bad escape in a string, or half of a surrogate pair");
+        } else {
+            n = chaosi_utf8(j->text + j->pos, j->len - j->pos);
+            if (!n) return chaosi_json_fail(j, j->pos, "bytes that are not UTF-8");
+        }
+        j->pos += n;
+    }
+    return chaosi_json_fail(j, open, "string without its closing quote");
+}
+
+CHAOSI_FN size_t chaosi_json_digits(const chaosi_json *j, size_t pos)
+{
+    size_t from = pos;
+    while (pos < j->len && chaosi_is_digit(j->text[pos])) pos++;
+    return pos - from;
+}
+
+CHAOSI_FN chaosi_token chaosi_json_number(chaosi_json *j)
+{
+    size_t p = j->pos, n;
+    j->start = p;
+    if (j->text[p] == '-') p++;
+    n = chaosi_json_digits(j, p);
+    if (n == 0) return chaosi_json_fail(j, p, "a number needs a digit here");
+    if (n > 1 && j->text[p] == '0') return chaosi_json_fail(j, p, "a number may not start with 0");
+    p += n;
+    if (p < j->len && j->text[p] == '.') {
+        n = chaosi_json_digits(j, ++p);
+        if (n == 0) return chaosi_json_fail(j, p, "a number needs a digit after the point");
+        p += n;
+    }
+    if (p < j->len && (j->text[p] == 'e' || j->text[p] == 'E')) {
+        p++;
+        if (p < j->len && (j->text[p] == '+' || j->text[p] == '-')) p++;
+        n = chaosi_json_digits(j, p);
+        if (n == 0) return chaosi_json_fail(j, p, "an exponent needs a digit");
+        p += n;
+    }
+    j->end = j->pos = p;
+    return CHAOSI_JSON_NUMBER;
+}
+
+/* Names what people write by mistake; the text is invalid in any case. */
+CHAOSI_COLD chaosi_token chaosi_json_unexpected(chaosi_json *j, const char *wanted)
+{
+    chaosi_u8 c;
+    if (j->pos >= j->len) return chaosi_json_fail(j, j->pos, j->len ? "the text ends too early" : "the text is empty");
+    c = (chaosi_u8)j->text[j->pos];
+    if (chaosi_json_starts(j, "\xef\xbb\xbf")) return chaosi_json_fail(j, j->pos, "a byte order mark (BOM); save as UTF-8 without it");
+    if (j->pos < 2 && (c == 0xff || c == 0xfe || c == 0)) return chaosi_json_fail(j, j->pos, "UTF-16 or UTF-32; save as UTF-8");
+    if (c == '/' || c == '#') return chaosi_json_fail(j, j->pos, "JSON has no comments");
+    if (c == '\'') return chaosi_json_fail(j, j->pos, "strings need double quotes");
+    if (chaosi_json_starts(j, "NaN") || chaosi_json_starts(j, "Infinity"))
+        return chaosi_json_fail(j, j->pos, "NaN and Infinity are not JSON numbers");
+    if (c == '+' || c == '.') return chaosi_json_fail(j, j->pos, "a number may not start with + or a point");
+    return chaosi_json_fail(j, j->pos, wanted);
+}
+
+CHAOSI_FN chaosi_token chaosi_json_word(chaosi_json *j, const char *word, chaosi_token token)
+{
+    if (!chaosi_json_starts(j, word)) return chaosi_json_unexpected(j, "expected a value");
+    j->start = j->pos;
+    j->pos += strlen(word);
+    j->end = j->pos;
+    return token;
+}
+
+CHAOSI_FN bool chaosi_json_in_object(const chaosi_json *j) { return j->depth > 0 && (j->objects >> (j->depth - 1) & 1u); }
+
+CHAOSI_FN chaosi_token chaosi_json_open(chaosi_json *j, bool object)
+{
+    if (j->depth == CHAOSI_JSON_DEPTH) return chaosi_json_fail(j, j->pos, "more than 64 levels deep");
+    j->start = j->pos++;
+    j->end = j->pos;
+    if (object) j->objects |= 1ull << j->depth;
+    else j->objects &= ~(1ull << j->depth);
+    j->depth++;
+    j->state = CHAOSI_WANT_FIRST;
+    return object ? CHAOSI_JSON_OBJECT : CHAOSI_JSON_ARRAY;
+}
+
+CHAOSI_FN chaosi_token chaosi_json_close(chaosi_json *j)
+{
+    chaosi_token token = chaosi_json_in_object(j) ? CHAOSI_JSON_OBJECT_END : CHAOSI_JSON_ARRAY_END;
+    j->start = j->pos++;
+    j->end = j->pos;
+    j->depth--;
+    j->state = j->depth ? CHAOSI_WANT_MORE : CHAOSI_WANT_NOTHING;
+    return token;
+}
+
+CHAOSI_FN chaosi_token chaosi_json_value(chaosi_json *j)
+{
+    char c = j->pos < j->len ? j->text[j->pos] : 0;
+    if (c == '{' || c == '[') return chaosi_json_open(j, c == '{');
+    j->state = j->depth ? CHAOSI_WANT_MORE : CHAOSI_WANT_NOTHING;
+    if (c == '"') return chaosi_json_string(j, CHAOSI_JSON_STRING);
+    if (c == '-' || chaosi_is_digit(c)) return chaosi_json_number(j);
+    if (c == 't') return chaosi_json_word(j, "true", CHAOSI_JSON_TRUE);
+    if (c == 'f') return chaosi_json_word(j, "false", CHAOSI_JSON_FALSE);
+    if (c == 'n') return chaosi_json_word(j, "null", CHAOSI_JSON_NULL);
+    return chaosi_json_unexpected(j, "expected a value");
+}
+
+/* A key with its colon; the token is the key. */
+CHAOSI_FN chaosi_token chaosi_json_key(chaosi_json *j)
+{
+    size_t start, end;
+    if (j->pos >= j->len || j->text[j->pos] != '"') return chaosi_json_unexpected(j, "expected a key in double quotes");
+    if (chaosi_json_string(j, CHAOSI_JSON_KEY) == CHAOSI_JSON_ERROR) return CHAOSI_JSON_ERROR;
+    start = j->start;
+    end = j->end;
+    chaosi_json_space(j);
+    if (j->pos >= j->len || j->text[j->pos] != ':') return chaosi_json_unexpected(j, "expected a colon after the key");
+    j->pos++;
+    j->start = start;
+    j->end = end;
+    j->state = CHAOSI_WANT_VALUE;
+    return CHAOSI_JSON_KEY;
+}
+
+/* The next token. After an error, or after the end, it stays there. */
+CHAOSI_FN chaosi_token chaosi_json_next(chaosi_json *j)
+{
+    bool object = chaosi_json_in_object(j);
+    char closer = object ? '}' : ']';
+    bool more = j->state == CHAOSI_WANT_MORE;
+    if (j->state == CHAOSI_FAILED) return CHAOSI_JSON_ERROR;
+    chaosi_json_space(j);
+    if (j->state == CHAOSI_WANT_NOTHING) {
+        if (j->pos < j->len) return chaosi_json_unexpected(j, "something stands after the end of the value");
+        return CHAOSI_JSON_END;
+    }
+    if (j->state == CHAOSI_WANT_VALUE) return chaosi_json_value(j);
+    if (j->pos < j->len && j->text[j->pos] == closer) return chaosi_json_close(j);
+    if (more) {
+        if (j->pos >= j->len || j->text[j->pos] != ',')
+            return chaosi_json_unexpected(j, object ? "expected a comma or }" : "expected a comma or ]");
+        j->pos++;
+        chaosi_json_space(j);
+        if (j->pos < j->len && j->text[j->pos] == closer) return chaosi_json_fail(j, j->pos, "a comma before the closing bracket");
+    }
+    return object ? chaosi_json_key(j) : chaosi_json_value(j);
+}
+
+/* Passes over the value that comes next, validating it. */
+CHAOSI_FN chaosi_token chaosi_json_skip(chaosi_json *j)
+{
+    int depth = j->depth;
+    chaosi_token t;
+    do t = chaosi_json_next(j);
+    while (t != CHAOSI_JSON_ERROR && j->depth > depth);
+    return t;
+}
+
+CHAOSI_FN chaos_result chaosi_json_check(const char *text, size_t len, chaos_error *err)
+{
+    chaosi_json j = chaosi_json_begin(text, len, err);
+    chaosi_token t;
+    chaosi_no_error(err);
+    do t = chaosi_json_next(&j);
+    while (t != CHAOSI_JSON_ERROR && t != CHAOSI_JSON_END);
+    return t == CHAOSI_JSON_END ? CHAOS_OK : CHAOS_ERR_JSON;
+}
+
+CHAOSI_FN size_t chaosi_put_utf8(char *to, unsigned code)
+{
+    if (code < 0x80) {
+        to[0] = (char)code;
+        return 1;
+    }
+    if (code < 0x800) {
+        to[0] = (char)(0xc0u | code >> 6);
+        to[1] = (char)(0x80u | (code & 63u));
+        return 2;
+    }
+    if (code < 0x10000) {
+        to[0] = (char)(0xe0u | code >> 12);
+        to[1] = (char)(0x80u | (code >> 6 & 63u));
+        to[2] = (char)(0x80u | (code & 63u));
+        return 3;
+    }
+    to[0] = (char)(0xf0u | code >> 18);
+    to[1] = (char)(0x80u | (code >> 12 & 63u));
+    to[2] = (char)(0x80u | (code >> 6 & 63u));
+    to[3] = (char)(0x80u | (code & 63u));
+    return 4;
+}
+
+/* Decodes the string or key just read into to[0..cap). Returns its length, SIZE_MAX = does not fit. The decoded form is
+   never longer than the raw one. */
+CHAOSI_FN size_t chaosi_json_decode(const chaosi_json *j, char *to, size_t cap)
+{
+    static const char from_escape[] = "\"\\/bfnrt", to_escape[] = "\"\\/\b\f\n\r\t";
+    size_t p = j->start, n = 0;
+    char piece[4];
+    while (p < j->end) {
+        size_t made = 1;
+        if (j->text[p] != '\\') {
+            piece[0] = j->text[p++];
+        } else if (j->text[p + 1] != 'u') {
+            piece[0] = to_escape[strchr(from_escape, j->text[p + 1]) - from_escape];
+            p += 2;
+        } else {
+            unsigned code = (unsigned)chaosi_json_hex4(j, p + 2);
+            p += 6;
+            if (code >= 0xd800 && code <= 0xdbff) {
+                code = 0x10000u + ((code - 0xd800u) << 10) + ((unsigned)chaosi_json_hex4(j, p + 2) - 0xdc00u);
+                p += 6;
+            }
+            made = chaosi_put_utf8(piece, code);
+        }
+        if (made > cap - n) return SIZE_MAX;
+        memcpy(to + n, piece, made);
+        n += made;
+    }
+    return n;
+}
+
+/* A JSON string: quotes, backslashes and control bytes escaped; bytes that are not UTF-8 become '?'. */
+CHAOSI_FN void chaosi_put_json(chaosi_out *o, chaosi_span s)
+{
+    size_t i = 0, n;
+    char esc[8];
+    chaosi_puts(o, "\"");
+    while (i < s.len) {
+        char c = s.at[i];
+        n = chaosi_utf8(s.at + i, s.len - i);
+        if (c == '"' || c == '\\') {
+            chaosi_puts(o, "\\");
+            chaosi_put(o, &c, 1);
+        } else if ((chaosi_u8)c < 0x20) {
+            snprintf(esc, sizeof esc, "\\u%04x", (unsigned)(chaosi_u8)c);
+            chaosi_puts(o, esc);
+        } else if (n == 0) {
+            chaosi_puts(o, "?");
+        } else {
+            chaosi_put(o, s.at + i, n);
+        }
+        i += n ? n : 1;
+    }
+    chaosi_puts(o, "\"");
+}
+
+/* ==== >>config ================================================================================================ */
+#define CHAOSI_MAX_MS 900000
+#define CHAOSI_MAX_SEED 9007199254740991ll   /* 2^53 - 1: what every JSON tool keeps exact */
+#define CHAOSI_YEAR_2000 946684800ll         /* s since the epoch */
+#define CHAOSI_YEAR_2100 4102444800ll
+
+/* Every key, and where it may stand. */
+#define CHAOSI_TOP 1
+#define CHAOSI_RULE 2
+#define CHAOSI_LATER 4 /* nothing enforces it yet, so it does not parse */
+#define CHAOSI_KEYS(X)                             \
+    X(enabled, CHAOSI_TOP)                         \
+    X(latency, CHAOSI_TOP | CHAOSI_RULE)           \
+    X(latencyRate, CHAOSI_TOP | CHAOSI_RULE)       \
+    X(errorRate, CHAOSI_TOP | CHAOSI_RULE)         \
+    X(errorStatus, CHAOSI_TOP | CHAOSI_RULE)       \
+    X(errorMode, CHAOSI_TOP | CHAOSI_RULE)         \
+    X(errorWhen, CHAOSI_TOP | CHAOSI_RULE)         \
+    X(errorBody, CHAOSI_TOP | CHAOSI_RULE)         \
+    X(retryAfter, CHAOSI_TOP | CHAOSI_RULE)        \
+    X(bandwidth, CHAOSI_TOP | CHAOSI_RULE)         \
+    X(match, CHAOSI_TOP | CHAOSI_RULE)             \
+    X(exclude, CHAOSI_TOP)                         \
+    X(canary, CHAOSI_TOP)                          \
+    X(instances, CHAOSI_TOP)                       \
+    X(expiresAt, CHAOSI_TOP)                       \
+    X(maxFaults, CHAOSI_TOP)                       \
+    X(maxConcurrent, CHAOSI_TOP)                   \
+    X(seed, CHAOSI_TOP)                            \
+    X(dryRun, CHAOSI_TOP)                          \
+    X(name, CHAOSI_TOP | CHAOSI_RULE)              \
+    X(owner, CHAOSI_TOP)                           \
+    X(note, CHAOSI_TOP)                            \
+    X(rules, CHAOSI_TOP)                           \
+    X(events, CHAOSI_TOP | CHAOSI_LATER)           \
+    X(guard, CHAOSI_TOP | CHAOSI_LATER)
+
+typedef struct chaosi_key {
+    const char *name;
+    int where;
+} chaosi_key;
+
+#define CHAOSI_KEY_ID(name, where) CHAOSI_KEY_##name,
+enum chaosi_key_id { CHAOSI_KEYS(CHAOSI_KEY_ID) CHAOSI_KEY_COUNT };
+#undef CHAOSI_KEY_ID
+
+#define CHAOSI_KEY_ROW(name, where) {#name, where},
+static const chaosi_key chaosi_keys[CHAOSI_KEY_COUNT] = {CHAOSI_KEYS(CHAOSI_KEY_ROW)};
+#undef CHAOSI_KEY_ROW
+
+static const char *const chaosi_modes[] = {"status", "reset", "close", "hang", "truncate", "corrupt"};
+#define CHAOSI_MODE_COUNT 6
+#define CHAOSI_MODES_NOW 4 /* the first so many are enforced in this version */
+
+typedef struct chaosi_parse {
+    chaosi_json j;
+    chaos_config *out;
+    const char *key; /* the key whose value is being read */
+    int rule;        /* index, -1 = top level */
+} chaosi_parse;
+
+/* An error at the last token, or at `at` when it is not SIZE_MAX, naming the rule it is in. */
+CHAOSI_COLD chaos_result chaosi_bad(chaosi_parse *p, chaos_result code, const char *fmt, ...) CHAOSI_PRINTF(3, 4);
+CHAOSI_COLD chaos_result chaosi_bad(chaosi_parse *p, chaos_result code, const char *fmt, ...)
+{
+    char what[160];
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(what, sizeof what, fmt, args);
+    va_end(args);
+    if (p->rule >= 0) chaosi_fail(p->j.err, code, "rules[%d]: %s", p->rule, what);
+    else chaosi_fail(p->j.err, code, "%s", what);
+    chaosi_locate(p->j.err, p->j.text, p->j.start);
+    return code;
+}
+
+CHAOSI_FN chaosi_span chaosi_text_of(const chaos_config *cfg, chaos_text t) { return chaosi_of(cfg->text + t.at, t.len); }
+
+CHAOSI_FN chaosi_span chaosi_item(const chaos_config *cfg, chaos_list list, int i)
+{
+    return chaosi_text_of(cfg, cfg->items[list.first + i]);
+}
+
+CHAOSI_FN chaos_fault chaosi_fault_default(void)
+{
+    chaos_fault f;
+    memset(&f, 0, sizeof f);
+    f.latency_rate = 100;
+    f.error_mode = CHAOS_STATUS;
+    f.error_status = 503;
+    f.retry_after = -1;
+    return f;
+}
+
+CHAOSI_FN void chaosi_config_default(chaos_config *cfg)
+{
+    memset(cfg, 0, sizeof *cfg);
+    cfg->default_exclude = true;
+    cfg->canary = 100;
+    cfg->fault = chaosi_fault_default();
+}
+
+/* Edits (insert, delete, replace; case does not count) from a to b, at most 99; both under 32 bytes. */
+CHAOSI_COLD int chaosi_distance(chaosi_span a, chaosi_span b)
+{
+    int row[32];
+    size_t i, k;
+    if (a.len >= 32 || b.len >= 32) return 99;
+    for (k = 0; k <= b.len; k++) row[k] = (int)k;
+    for (i = 1; i <= a.len; i++) {
+        int diagonal = row[0];
+        row[0] = (int)i;
+        for (k = 1; k <= b.len; k++) {
+            int replace = diagonal + (chaosi_lower(a.at[i - 1]) != chaosi_lower(b.at[k - 1]));
+            int edit = (row[k] < row[k - 1] ? row[k] : row[k - 1]) + 1;
+            diagonal = row[k];
+            row[k] = replace < edit ? replace : edit;
+        }
+    }
+    return row[b.len];
+}
+
+CHAOSI_COLD chaos_result chaosi_unknown_key(chaosi_parse *p, chaosi_span name, int where)
+{
+    int i, best = -1, best_distance = 4;
+    for (i = 0; i < CHAOSI_KEY_COUNT; i++) {
+        int d = chaosi_keys[i].where & where ? chaosi_distance(name, chaosi_str(chaosi_keys[i].name)) : 99;
+        if (d < best_distance && (size_t)d * 2 <= name.len) {
+            best = i;
+            best_distance = d;
+        }
+    }
+    if (best >= 0)
+        return chaosi_bad(p, CHAOS_ERR_UNKNOWN_KEY, "unknown key \"%.*s\" (did you mean \"%s\"?)", (int)name.len, name.at,
+                          chaosi_keys[best].name);
+    return chaosi_bad(p, CHAOS_ERR_UNKNOWN_KEY, "unknown key \"%.*s\"", (int)name.len, name.at);
+}
+
+/* Which key of the table was just read; seen is the object's bit set. -1 = error. */
+CHAOSI_FN int chaosi_which_key(chaosi_parse *p, int where, chaosi_u32 *seen)
+{
+    char name[40];
+    size_t n = chaosi_json_decode(&p->j, name, sizeof name);
+    int i;
+    for (i = 0; i < CHAOSI_KEY_COUNT; i++)
+        if (chaosi_same(chaosi_of(name, n == SIZE_MAX ? 0 : n), chaosi_str(chaosi_keys[i].name))) break;
+    if (n == SIZE_MAX) chaosi_bad(p, CHAOS_ERR_UNKNOWN_KEY, "unknown key (over 40 bytes long)");
+    else if (i == CHAOSI_KEY_COUNT) chaosi_unknown_key(p, chaosi_of(name, n), where);
+    else if (chaosi_keys[i].where & CHAOSI_LATER) chaosi_bad(p, CHAOS_ERR_UNSUPPORTED, "\"%s\" is not in this version", chaosi_keys[i].name);
+    else if (!(chaosi_keys[i].where & where)) chaosi_bad(p, CHAOS_ERR_UNKNOWN_KEY, "\"%s\" may not stand in a rule", chaosi_keys[i].name);
+    else if (*seen >> i & 1u) chaosi_bad(p, CHAOS_ERR_DUPLICATE_KEY, "duplicate key \"%s\"", chaosi_keys[i].name);
+    else {
+        *seen |= 1u << i;
+        p->key = chaosi_keys[i].name;
+        return i;
+    }
+    return -1;
+}
+
+/* The result of a failing pull: the parser has filled in the error already. */
+CHAOSI_FN chaos_result chaosi_expected(chaosi_parse *p, chaosi_token got, const char *what)
+{
+    if (got == CHAOSI_JSON_ERROR) return CHAOS_ERR_JSON;
+    return chaosi_bad(p, CHAOS_ERR_TYPE, "\"%s\" must be %s", p->key, what);
+}
+
+/* The last token as a whole number in lo..hi. */
+CHAOSI_FN chaos_result chaosi_int_here(chaosi_parse *p, const char *key, long long lo, long long hi, long long *out)
+{
+    const char *s = p->j.text + p->j.start;
+    size_t len = p->j.end - p->j.start, digits = *s == '-' ? 1 : 0, i;
+    long long value = 0;
+    while (digits < len && chaosi_is_digit(s[digits])) digits++;
+    for (i = digits + 1; i < len && s[i] == '0'; i++) {}
+    if (digits < len && s[digits] == '.' && i == len)
+        return chaosi_bad(p, CHAOS_ERR_TYPE, "\"%s\" must be a whole number: write %.*s", key, (int)(digits < 24 ? digits : 24), s);
+    if (digits < len) return chaosi_bad(p, CHAOS_ERR_TYPE, "\"%s\" must be a whole number", key);
+    for (i = *s == '-' ? 1 : 0; i < digits && value < 1000000000000000000ll / 10; i++) value = value * 10 + (s[i] - '0');
+    if (*s == '-') value = -value;
+    if (i < digits || value < lo || value > hi)
+        return chaosi_bad(p, CHAOS_ERR_RANGE, "\"%s\" is out of range: %lld..%lld", key, lo, hi);
+    *out = value;
+    return CHAOS_OK;
+}
+
+CHAOSI_FN chaos_result chaosi_int(chaosi_parse *p, long long lo, long long hi, long long *out)
+{
+    chaosi_token t = chaosi_json_next(&p->j);
+    if (t != CHAOSI_JSON_NUMBER) return chaosi_expected(p, t, "a whole number");
+    return chaosi_int_here(p, p->key, lo, hi, out);
+}
+
+CHAOSI_FN chaos_result chaosi_byte(chaosi_parse *p, long long hi, chaosi_u8 *out)
+{
+    long long value = 0;
+    chaos_result r = chaosi_int(p, 0, hi, &value);
+    if (r == CHAOS_OK) *out = (chaosi_u8)value;
+    return r;
+}
+
+CHAOSI_FN chaos_result chaosi_word32(chaosi_parse *p, long long hi, unsigned *out)
+{
+    long long value = 0;
+    chaos_result r = chaosi_int(p, 0, hi, &value);
+    if (r == CHAOS_OK) *out = (unsigned)value;
+    return r;
+}
+
+CHAOSI_FN chaos_result chaosi_bool(chaosi_parse *p, bool *out)
+{
+    chaosi_token t = chaosi_json_next(&p->j);
+    if (t != CHAOSI_JSON_TRUE && t != CHAOSI_JSON_FALSE) return chaosi_expected(p, t, "true or false");
+    *out = t == CHAOSI_JSON_TRUE;
+    return CHAOS_OK;
+}
+
+/* The string or key just read, into the pool, with a NUL behind it. */
+CHAOSI_FN chaos_result chaosi_keep(chaosi_parse *p, size_t max, chaos_text *out)
+{
+    chaos_config *cfg = p->out;
+    size_t room = sizeof cfg->text - cfg->text_len - 1u;
+    size_t n = chaosi_json_decode(&p->j, cfg->text + cfg->text_len, room < max + 1 ? room : max + 1);
+    if (n > max) {
+        if (room <= max) return chaosi_bad(p, CHAOS_ERR_TOO_LARGE, "the strings of this config are over %d bytes", CHAOS_MAX_TEXT);
+        return chaosi_bad(p, CHAOS_ERR_RANGE, "\"%s\" holds a string over %u bytes", p->key, (unsigned)max);
+    }
+    if (memchr(cfg->text + cfg->text_len, 0, n)) return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" holds a NUL character", p->key);
+    cfg->text[cfg->text_len + n] = 0;
+    out->at = cfg->text_len;
+    out->len = (chaosi_u16)n;
+    cfg->text_len = (chaosi_u16)(cfg->text_len + n + 1u);
+    return CHAOS_OK;
+}
+
+CHAOSI_FN chaos_result chaosi_string(chaosi_parse *p, size_t min, size_t max, chaos_text *out)
+{
+    chaosi_token t = chaosi_json_next(&p->j);
+    chaos_result r;
+    if (t != CHAOSI_JSON_STRING) return chaosi_expected(p, t, "a string");
+    r = chaosi_keep(p, max, out);
+    if (r == CHAOS_OK && out->len < min) return chaosi_bad(p, CHAOS_ERR_RANGE, "\"%s\" must not be empty", p->key);
+    return r;
+}
+
+/* One of several words; *out = its index. */
+CHAOSI_FN chaos_result chaosi_choice(chaosi_parse *p, const char *const *words, int count, const char *what, int *out)
+{
+    chaosi_token t = chaosi_json_next(&p->j);
+    char word[16];
+    size_t n;
+    if (t != CHAOSI_JSON_STRING) return chaosi_expected(p, t, "a string");
+    n = chaosi_json_decode(&p->j, word, sizeof word);
+    for (*out = 0; *out < count; ++*out)
+        if (n != SIZE_MAX && chaosi_same(chaosi_of(word, n), chaosi_str(words[*out]))) return CHAOS_OK;
+    return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" must be %s", p->key, what);
+}
+
+CHAOSI_FN bool chaosi_is_token_char(char c)
+{
+    return chaosi_is_digit(c) || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c && strchr("!#$%&'*+-.^_`|~", c));
+}
+
+/* What a list's strings must look like; a glob that can never match would quietly widen or empty an experiment. */
+typedef enum chaosi_item_kind { CHAOSI_ITEM_METHOD, CHAOSI_ITEM_PATH, CHAOSI_ITEM_NAME, CHAOSI_ITEM_GLOB } chaosi_item_kind;
+
+CHAOSI_FN chaos_result chaosi_item_check(chaosi_parse *p, chaosi_span s, chaosi_item_kind kind)
+{
+    size_t i;
+    if (s.len == 0 && kind != CHAOSI_ITEM_GLOB) return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" holds an empty string", p->key);
+    if (kind == CHAOSI_ITEM_PATH && s.at[0] != '/' && s.at[0] != '*')
+        return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\": a path glob starts with / or *", p->key);
+    for (i = 0; i < s.len && (kind == CHAOSI_ITEM_METHOD || kind == CHAOSI_ITEM_NAME); i++) {
+        if (!chaosi_is_token_char(s.at[i])) return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" holds a name that HTTP does not allow", p->key);
+        if (kind == CHAOSI_ITEM_METHOD && s.at[i] >= 'a' && s.at[i] <= 'z')
+            return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\": methods are written in capitals", p->key);
+    }
+    return CHAOS_OK;
+}
+
+CHAOSI_FN chaos_result chaosi_add_item(chaosi_parse *p, chaosi_item_kind kind, chaos_list *list)
+{
+    chaos_config *cfg = p->out;
+    chaos_text *item = &cfg->items[cfg->item_count];
+    chaos_result r;
+    if (cfg->item_count == CHAOS_MAX_ITEMS) return chaosi_bad(p, CHAOS_ERR_TOO_LARGE, "over %d strings in lists", CHAOS_MAX_ITEMS);
+    r = chaosi_keep(p, 256, item);
+    if (r == CHAOS_OK) r = chaosi_item_check(p, chaosi_text_of(cfg, *item), kind);
+    cfg->item_count++;
+    list->count++;
+    return r;
+}
+
+CHAOSI_FN chaos_result chaosi_list_of(chaosi_parse *p, chaosi_item_kind kind, bool may_be_empty, chaos_list *list)
+{
+    chaosi_token t = chaosi_json_next(&p->j);
+    chaos_result r;
+    if (t != CHAOSI_JSON_ARRAY) return chaosi_expected(p, t, "a list of strings");
+    list->first = p->out->item_count;
+    list->count = 0;
+    while ((t = chaosi_json_next(&p->j)) != CHAOSI_JSON_ARRAY_END) {
+        if (t != CHAOSI_JSON_STRING) return chaosi_expected(p, t, "a list of strings");
+        r = chaosi_add_item(p, kind, list);
+        if (r != CHAOS_OK) return r;
+    }
+    if (!list->count && !may_be_empty) return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" must not be empty; leave it out to match all", p->key);
+    return CHAOS_OK;
+}
+
+/* The header name just added must not stand twice. Names are kept in lower case. */
+CHAOSI_FN chaos_result chaosi_header_name(chaosi_parse *p, chaos_list headers)
+{
+    chaos_text name = p->out->items[headers.first + headers.count - 1];
+    int i;
+    for (i = 0; i < name.len; i++) p->out->text[name.at + i] = chaosi_lower(p->out->text[name.at + i]);
+    for (i = 0; i < headers.count - 1; i += 2)
+        if (chaosi_same(chaosi_item(p->out, headers, i), chaosi_text_of(p->out, name)))
+            return chaosi_bad(p, CHAOS_ERR_DUPLICATE_KEY, "duplicate header \"%s\"", p->out->text + name.at);
+    return CHAOS_OK;
+}
+
+CHAOSI_FN chaos_result chaosi_headers(chaosi_parse *p, chaos_list *headers)
+{
+    chaosi_token t = chaosi_json_next(&p->j);
+    chaos_result r;
+    if (t != CHAOSI_JSON_OBJECT) return chaosi_expected(p, t, "an object of header names and globs");
+    headers->first = p->out->item_count;
+    headers->count = 0;
+    while ((t = chaosi_json_next(&p->j)) != CHAOSI_JSON_OBJECT_END) {
+        if (t == CHAOSI_JSON_ERROR) return CHAOS_ERR_JSON;
+        r = chaosi_add_item(p, CHAOSI_ITEM_NAME, headers);
+        if (r == CHAOS_OK) r = chaosi_header_name(p, *headers);
+        if (r != CHAOS_OK) return r;
+        t = chaosi_json_next(&p->j);
+        if (t != CHAOSI_JSON_STRING) return chaosi_expected(p, t, "an object of header names and globs");
+        r = chaosi_add_item(p, CHAOSI_ITEM_GLOB, headers);
+        if (r != CHAOS_OK) return r;
+    }
+    if (!headers->count) return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" must not be empty; leave it out to match all", p->key);
+    return CHAOS_OK;
+}
+
+/* A key of a small object: its index in words, -1 = error. */
+CHAOSI_FN int chaosi_small_key(chaosi_parse *p, const char *const *words, int count, const char *what, chaosi_u32 *seen)
+{
+    char name[16];
+    size_t n = chaosi_json_decode(&p->j, name, sizeof name);
+    int i;
+    for (i = 0; i < count; i++)
+        if (n != SIZE_MAX && chaosi_same(chaosi_of(name, n), chaosi_str(words[i]))) break;
+    if (i == count) chaosi_bad(p, CHAOS_ERR_UNKNOWN_KEY, "unknown key in \"%s\": it takes %s", p->key, what);
+    else if (*seen >> i & 1u) chaosi_bad(p, CHAOS_ERR_DUPLICATE_KEY, "duplicate key \"%s\" in \"%s\"", words[i], p->key);
+    else {
+        *seen |= 1u << i;
+        return i;
+    }
+    return -1;
+}
+
+CHAOSI_FN chaos_result chaosi_match_object(chaosi_parse *p, chaos_match *match)
+{
+    static const char *const words[] = {"methods", "paths", "headers"};
+    chaosi_token t = chaosi_json_next(&p->j);
+    chaosi_u32 seen = 0;
+    chaos_result r = CHAOS_OK;
+    if (t != CHAOSI_JSON_OBJECT) return chaosi_expected(p, t, "an object with methods, paths or headers");
+    while (r == CHAOS_OK && (t = chaosi_json_next(&p->j)) != CHAOSI_JSON_OBJECT_END) {
+        int which = t == CHAOSI_JSON_ERROR ? -1 : chaosi_small_key(p, words, 3, "methods, paths and headers", &seen);
+        if (which < 0) return t == CHAOSI_JSON_ERROR ? CHAOS_ERR_JSON : CHAOS_ERR_UNKNOWN_KEY;
+        p->key = words[which];
+        if (which == 0) r = chaosi_list_of(p, CHAOSI_ITEM_METHOD, false, &match->methods);
+        else if (which == 1) r = chaosi_list_of(p, CHAOSI_ITEM_PATH, false, &match->paths);
+        else r = chaosi_headers(p, &match->headers);
+        p->key = "match";
+    }
+    return r;
+}
+
+/* {"min","max"}, {"mean","max"} or {"p50","p95","p99","max"}: v is indexed like words. */
+CHAOSI_FN chaos_result chaosi_latency_kind(chaosi_parse *p, chaosi_u32 seen, const long long *v, chaos_fault *f)
+{
+    static const chaosi_u8 order[3][4] = {{0, 1, 1, 1}, {2, 1, 1, 1}, {3, 4, 5, 1}};
+    static const chaosi_u32 needs[3] = {1u << 0 | 1u << 1, 1u << 2 | 1u << 1, 1u << 3 | 1u << 4 | 1u << 5 | 1u << 1};
+    int kind, i;
+    for (kind = 0; kind < 3 && needs[kind] != seen; kind++) {}
+    if (kind == 3)
+        return chaosi_bad(p, CHAOS_ERR_MISSING_KEY, "\"latency\" takes min and max, or mean and max, or p50, p95, p99 and max");
+    for (i = 0; i < 4; i++) {
+        f->latency[i] = (unsigned)v[order[kind][i]];
+        if (i && f->latency[i] < f->latency[i - 1]) return chaosi_bad(p, CHAOS_ERR_VALUE, "\"latency\": the values must not fall towards max");
+    }
+    for (i = kind < 2 ? 2 : 4; i < 4; i++) f->latency[i] = 0;
+    f->latency_kind = (chaosi_u8)(CHAOS_LATENCY_UNIFORM + kind);
+    return CHAOS_OK;
+}
+
+CHAOSI_FN chaos_result chaosi_latency(chaosi_parse *p, chaos_fault *f)
+{
+    static const char *const words[] = {"min", "max", "mean", "p50", "p95", "p99"};
+    long long v[6] = {0, 0, 0, 0, 0, 0};
+    chaosi_u32 seen = 0;
+    chaos_result r = CHAOS_OK;
+    chaosi_token t = chaosi_json_next(&p->j);
+    memset(f->latency, 0, sizeof f->latency);
+    if (t == CHAOSI_JSON_NUMBER) {
+        f->latency_kind = CHAOS_LATENCY_FIXED;
+        r = chaosi_int_here(p, p->key, 0, CHAOSI_MAX_MS, &v[0]);
+        f->latency[0] = (unsigned)v[0];
+        return r;
+    }
+    if (t != CHAOSI_JSON_OBJECT) return chaosi_expected(p, t, "a whole number of ms, or an object");
+    while ((t = chaosi_json_next(&p->j)) != CHAOSI_JSON_OBJECT_END) {
+        int which = t == CHAOSI_JSON_ERROR ? -1 : chaosi_small_key(p, words, 6, "min, max, mean, p50, p95 and p99", &seen);
+        if (which < 0) return t == CHAOSI_JSON_ERROR ? CHAOS_ERR_JSON : CHAOS_ERR_UNKNOWN_KEY;
+        t = chaosi_json_next(&p->j);
+        if (t != CHAOSI_JSON_NUMBER) return chaosi_expected(p, t, "made of whole numbers of ms");
+        r = chaosi_int_here(p, words[which], 0, CHAOSI_MAX_MS, &v[which]);
+        if (r != CHAOS_OK) return r;
+    }
+    return chaosi_latency_kind(p, seen, v, f);
+}
+
+/* n digits at s as a number, -1 = something else. */
+CHAOSI_FN int chaosi_digits(const char *s, int n)
+{
+    int value = 0;
+    while (n-- > 0) {
+        if (!chaosi_is_digit(*s)) return -1;
+        value = value * 10 + (*s++ - '0');
+    }
+    return value;
+}
+
+/* RFC 3339 section 5.6, UTC only, from 1970; ms since the epoch, -1 = not such a moment. s is NUL-terminated. */
+CHAOSI_FN long long chaosi_moment(const char *s)
+{
+    static const int month_days[12] = {31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
+    int year, month, day, hour, minute, second, ms = 0, scale = 100;
+    if (strlen(s) < 20 || s[4] != '-' || s[7] != '-' || chaosi_lower(s[10]) != 't' || s[13] != ':' || s[16] != ':') return -1;
+    year = chaosi_digits(s, 4);
+    month = chaosi_digits(s + 5, 2);
+    day = chaosi_digits(s + 8, 2);
+    hour = chaosi_digits(s + 11, 2);
+    minute = chaosi_digits(s + 14, 2);
+    second = chaosi_digits(s + 17, 2);
+    s += 19;
+    if (*s == '.' && !chaosi_is_digit(s[1])) return -1;
+    if (*s == '.')
+        for (s++; chaosi_is_digit(*s); s++, scale /= 10) ms += (*s - '0') * scale;
+    if (!(chaosi_lower(s[0]) == 'z' && !s[1]) && strcmp(s, "+00:00") != 0) return -1;
+    if (year < 1970 || month < 1 || month > 12 || day < 1 || day > month_days[month - 1]) return -1;
+    if (month == 2 && day == 29 && !chaosi_leap(year)) return -1;
+    if (hour < 0 || hour > 23 || minute < 0 || minute > 59 || second < 0 || second > 60) return -1;
+    return (chaosi_days(year, month, day) * 86400 + hour * 3600 + minute * 60 + second) * 1000 + ms;
+}
+
+CHAOSI_FN chaos_result chaosi_expires(chaosi_parse *p, long long *out)
+{
+    chaosi_token t = chaosi_json_next(&p->j);
+    char s[48];
+    size_t n;
+    chaos_result r;
+    if (t == CHAOSI_JSON_NUMBER) {
+        r = chaosi_int_here(p, p->key, LLONG_MIN / 2, LLONG_MAX / 2, out);
+        if (r != CHAOS_OK) return r;
+        if (*out > CHAOSI_YEAR_2100) return chaosi_bad(p, CHAOS_ERR_RANGE, "\"expiresAt\" is beyond 2100: it looks like milliseconds, write seconds");
+        if (*out < CHAOSI_YEAR_2000) return chaosi_bad(p, CHAOS_ERR_RANGE, "\"expiresAt\" is before 2000: it is a moment, not a duration");
+        *out *= 1000;
+        return CHAOS_OK;
+    }
+    if (t != CHAOSI_JSON_STRING) return chaosi_expected(p, t, "an RFC 3339 time, epoch seconds or \"never\"");
+    n = chaosi_json_decode(&p->j, s, sizeof s - 1);
+    s[n == SIZE_MAX ? 0 : n] = 0;
+    *out = strcmp(s, "never") == 0 ? -1 : chaosi_moment(s);
+    if (*out == -1 && strcmp(s, "never") == 0) return CHAOS_OK;
+    if (*out == -1)
+        return chaosi_bad(p, CHAOS_ERR_VALUE, "\"expiresAt\" must be RFC 3339 in UTC (2026-01-31T12:00:00Z), epoch seconds or \"never\"");
+    if (*out / 1000 > CHAOSI_YEAR_2100) return chaosi_bad(p, CHAOS_ERR_RANGE, "\"expiresAt\" is beyond 2100");
+    if (*out / 1000 < CHAOSI_YEAR_2000) return chaosi_bad(p, CHAOS_ERR_RANGE, "\"expiresAt\" is before 2000");
+    return CHAOS_OK;
+}
+
+CHAOSI_FN chaos_result chaosi_error_mode(chaosi_parse *p, chaos_fault *f)
+{
+    int i = 0;
+    chaos_result r = chaosi_choice(p, chaosi_modes, CHAOSI_MODE_COUNT, "status, reset, close, hang, truncate or corrupt", &i);
+    if (r != CHAOS_OK) return r;
+    if (i >= CHAOSI_MODES_NOW) return chaosi_bad(p, CHAOS_ERR_UNSUPPORTED, "\"errorMode\": \"%s\" is not in this version", chaosi_modes[i]);
+    f->error_mode = (chaosi_u8)(CHAOS_STATUS + i);
+    return CHAOS_OK;
+}
+
+CHAOSI_FN chaos_result chaosi_error_when(chaosi_parse *p, chaos_fault *f)
+{
+    static const char *const words[] = {"before", "after"};
+    int i = 0;
+    chaos_result r = chaosi_choice(p, words, 2, "before or after", &i);
+    if (r == CHAOS_OK) f->error_after = (chaosi_u8)i;
+    return r;
+}
+
+/* The keys that may stand in a rule too. */
+CHAOSI_FN chaos_result chaosi_fault_value(chaosi_parse *p, int key, chaos_fault *f)
+{
+    long long value = 0;
+    chaos_result r;
+    switch (key) {
+    case CHAOSI_KEY_latency: return chaosi_latency(p, f);
+    case CHAOSI_KEY_latencyRate: return chaosi_byte(p, 100, &f->latency_rate);
+    case CHAOSI_KEY_errorRate: return chaosi_byte(p, 100, &f->error_rate);
+    case CHAOSI_KEY_errorMode: return chaosi_error_mode(p, f);
+    case CHAOSI_KEY_errorWhen: return chaosi_error_when(p, f);
+    case CHAOSI_KEY_errorBody: return chaosi_string(p, 0, 1024, &f->error_body);
+    case CHAOSI_KEY_bandwidth: return chaosi_word32(p, 4194303, &f->bandwidth);
+    case CHAOSI_KEY_errorStatus:
+        r = chaosi_int(p, 200, 599, &value);
+        if (r == CHAOS_OK) f->error_status = (chaosi_u16)value;
+        return r;
+    default: /* retryAfter */
+        r = chaosi_int(p, 0, 86400, &value);
+        if (r == CHAOS_OK) f->retry_after = (int)value;
+        return r;
+    }
+}
+
+CHAOSI_FN chaos_result chaosi_top_value(chaosi_parse *p, int key)
+{
+    chaos_config *c = p->out;
+    long long seed = 0;
+    chaos_result r;
+    switch (key) {
+    case CHAOSI_KEY_enabled: return chaosi_bool(p, &c->enabled);
+    case CHAOSI_KEY_dryRun: return chaosi_bool(p, &c->dry_run);
+    case CHAOSI_KEY_match: return chaosi_match_object(p, &c->match);
+    case CHAOSI_KEY_exclude: c->default_exclude = false; return chaosi_list_of(p, CHAOSI_ITEM_PATH, true, &c->exclude);
+    case CHAOSI_KEY_canary: return chaosi_byte(p, 100, &c->canary);
+    case CHAOSI_KEY_instances: return chaosi_list_of(p, CHAOSI_ITEM_GLOB, false, &c->instances);
+    case CHAOSI_KEY_expiresAt: return chaosi_expires(p, &c->expires_ms);
+    case CHAOSI_KEY_maxFaults: return chaosi_word32(p, 4294967295ll, &c->max_faults);
+    case CHAOSI_KEY_maxConcurrent: return chaosi_word32(p, CHAOS_MAX_CONCURRENT, &c->max_concurrent);
+    case CHAOSI_KEY_name: return chaosi_string(p, 0, 64, &c->name);
+    case CHAOSI_KEY_owner: return chaosi_string(p, 0, 64, &c->owner);
+    case CHAOSI_KEY_note: return chaosi_string(p, 0, 256, &c->note);
+    case CHAOSI_KEY_seed:
+        r = chaosi_int(p, 0, CHAOSI_MAX_SEED, &seed);
+        c->seed = (chaosi_u64)seed;
+        c->has_seed = true;
+        return r;
+    default: return chaosi_fault_value(p, key, &c->fault);
+    }
+}
+
+CHAOSI_FN chaos_result chaosi_rule_value(chaosi_parse *p, int key, chaos_rule *rule)
+{
+    int i;
+    chaos_result r;
+    if (key == CHAOSI_KEY_match) return chaosi_match_object(p, &rule->match);
+    if (key != CHAOSI_KEY_name) return chaosi_fault_value(p, key, &rule->fault);
+    r = chaosi_string(p, 1, 64, &rule->name);
+    for (i = 0; r == CHAOS_OK && i < p->rule; i++)
+        if (chaosi_same(chaosi_text_of(p->out, p->out->rules[i].name), chaosi_text_of(p->out, rule->name)))
+            return chaosi_bad(p, CHAOS_ERR_DUPLICATE_KEY, "\"name\" is that of rules[%d] too", i);
+    return r;
+}
+
+CHAOSI_FN chaos_result chaosi_one_rule(chaosi_parse *p, chaos_rule *rule)
+{
+    chaosi_u32 seen = 0;
+    chaos_result r = CHAOS_OK;
+    chaosi_token t;
+    size_t start = p->j.start;
+    memset(rule, 0, sizeof *rule);
+    rule->fault = p->out->fault;
+    while (r == CHAOS_OK && (t = chaosi_json_next(&p->j)) != CHAOSI_JSON_OBJECT_END) {
+        int key = t == CHAOSI_JSON_ERROR ? -1 : chaosi_which_key(p, CHAOSI_RULE, &seen);
+        r = key < 0 ? CHAOS_ERR_JSON : chaosi_rule_value(p, key, rule);
+    }
+    if (r != CHAOS_OK || seen >> CHAOSI_KEY_name & 1u) return r;
+    p->j.start = start;
+    return chaosi_bad(p, CHAOS_ERR_MISSING_KEY, "a rule needs a \"name\"");
+}
+
+/* Runs after everything else of the object, because rules inherit the top-level fault keys wherever those stand. */
+CHAOSI_FN chaos_result chaosi_rules(chaosi_parse *p)
+{
+    chaosi_token t = chaosi_json_next(&p->j);
+    chaos_result r = CHAOS_OK;
+    p->key = "rules";
+    if (t != CHAOSI_JSON_ARRAY) return chaosi_expected(p, t, "a list of objects");
+    while (r == CHAOS_OK && (t = chaosi_json_next(&p->j)) != CHAOSI_JSON_ARRAY_END) {
+        p->key = "rules";
+        if (t != CHAOSI_JSON_OBJECT) return chaosi_expected(p, t, "a list of objects");
+        if (p->out->rule_count == CHAOS_MAX_RULES) return chaosi_bad(p, CHAOS_ERR_TOO_LARGE, "over %d \"rules\"", CHAOS_MAX_RULES);
+        p->rule = p->out->rule_count;
+        r = chaosi_one_rule(p, &p->out->rules[p->rule]);
+        p->out->rule_count++;
+        p->rule = -1;
+    }
+    return r;
+}
+
+CHAOSI_FN chaos_result chaosi_parse_object(chaosi_parse *p)
+{
+    chaosi_u32 seen = 0;
+    chaosi_json rules_at;
+    chaos_result r = CHAOS_OK;
+    chaosi_token t = chaosi_json_next(&p->j);
+    if (t == CHAOSI_JSON_ERROR) return CHAOS_ERR_JSON;
+    if (t != CHAOSI_JSON_OBJECT) return chaosi_bad(p, CHAOS_ERR_TYPE, "a config is an object: {\"enabled\": ...}");
+    rules_at = p->j;
+    while (r == CHAOS_OK && (t = chaosi_json_next(&p->j)) != CHAOSI_JSON_OBJECT_END) {
+        int key = t == CHAOSI_JSON_ERROR ? -1 : chaosi_which_key(p, CHAOSI_TOP, &seen);
+        if (key == CHAOSI_KEY_rules) {
+            rules_at = p->j;
+            if (chaosi_json_skip(&p->j) == CHAOSI_JSON_ERROR) return CHAOS_ERR_JSON;
+        } else {
+            r = key < 0 ? CHAOS_ERR_JSON : chaosi_top_value(p, key);
+        }
+    }
+    if (r == CHAOS_OK && chaosi_json_next(&p->j) != CHAOSI_JSON_END) return CHAOS_ERR_JSON;
+    if (r != CHAOS_OK || !(seen >> CHAOSI_KEY_rules & 1u)) return r;
+    p->j = rules_at;
+    return chaosi_rules(p);
+}
+
+CHAOSI_FN chaos_result chaosi_config_parse(chaos_config *out, const char *json, size_t len, chaos_error *err)
+{
+    chaosi_parse p;
+    chaos_error local;
+    chaos_result r;
+    if (!err) err = &local;
+    chaosi_no_error(err);
+    chaosi_config_default(out);
+    if (len > CHAOS_CONFIG_INPUT_MAX) return chaosi_fail(err, CHAOS_ERR_TOO_LARGE, "the config is over %d bytes", CHAOS_CONFIG_INPUT_MAX);
+    memset(&p, 0, sizeof p);
+    p.j = chaosi_json_begin(json, len, err);
+    p.out = out;
+    p.rule = -1;
+    p.key = "";
+    r = chaosi_parse_object(&p);
+    if (r == CHAOS_OK) return CHAOS_OK;
+    chaosi_config_default(out); /* nothing half-applied */
+    return err->code;
+}
+
+CHAOSI_FN void chaosi_put_key(chaosi_out *o, const char *key)
+{
+    if (o->last != '{') chaosi_puts(o, ",");
+    chaosi_puts(o, "\"");
+    chaosi_puts(o, key);
+    chaosi_puts(o, "\":");
+}
+
+CHAOSI_FN void chaosi_put_number(chaosi_out *o, const char *key, long long value)
+{
+    chaosi_put_key(o, key);
+    chaosi_put_int(o, value);
+}
+
+CHAOSI_FN void chaosi_put_text(chaosi_out *o, const chaos_config *cfg, const char *key, chaos_text text)
+{
+    chaosi_put_key(o, key);
+    chaosi_put_json(o, chaosi_text_of(cfg, text));
+}
+
+CHAOSI_FN void chaosi_put_list(chaosi_out *o, const chaos_config *cfg, const char *key, chaos_list list)
+{
+    int i;
+    chaosi_put_key(o, key);
+    for (i = 0; i < list.count; i++) {
+        chaosi_puts(o, i ? "," : "[");
+        chaosi_put_json(o, chaosi_item(cfg, list, i));
+    }
+    chaosi_puts(o, list.count ? "]" : "[]");
+}
+
+CHAOSI_FN void chaosi_put_match(chaosi_out *o, const chaos_config *cfg, const chaos_match *m)
+{
+    int i;
+    if (!m->methods.count && !m->paths.count && !m->headers.count) return;
+    chaosi_put_key(o, "match");
+    chaosi_puts(o, "{");
+    if (m->methods.count) chaosi_put_list(o, cfg, "methods", m->methods);
+    if (m->paths.count) chaosi_put_list(o, cfg, "paths", m->paths);
+    if (m->headers.count) {
+        chaosi_put_key(o, "headers");
+        chaosi_puts(o, "{");
+        for (i = 0; i < m->headers.count; i += 2) {
+            chaosi_put_key(o, cfg->text + cfg->items[m->headers.first + i].at);
+            chaosi_put_json(o, chaosi_item(cfg, m->headers, i + 1));
+        }
+        chaosi_puts(o, "}");
+    }
+    chaosi_puts(o, "}");
+}
+
+CHAOSI_FN void chaosi_put_latency(chaosi_out *o, const chaos_fault *f)
+{
+    static const char *const words[3][4] = {{"min", "max", 0, 0}, {"mean", "max", 0, 0}, {"p50", "p95", "p99", "max"}};
+    int i, kind = f->latency_kind - CHAOS_LATENCY_UNIFORM;
+    chaosi_put_key(o, "latency");
+    if (f->latency_kind == CHAOS_LATENCY_FIXED) {
+        chaosi_put_int(o, f->latency[0]);
+        return;
+    }
+    chaosi_puts(o, "{");
+    for (i = 0; i < 4 && words[kind][i]; i++) chaosi_put_number(o, words[kind][i], f->latency[i]);
+    chaosi_puts(o, "}");
+}
+
+/* The fault keys in which f differs from base. */
+CHAOSI_FN void chaosi_put_fault(chaosi_out *o, const chaos_config *cfg, const chaos_fault *f, const chaos_fault *base)
+{
+    if (f->latency_kind != base->latency_kind || memcmp(f->latency, base->latency, sizeof f->latency) != 0) chaosi_put_latency(o, f);
+    if (f->latency_rate != base->latency_rate) chaosi_put_number(o, "latencyRate", f->latency_rate);
+    if (f->error_rate != base->error_rate) chaosi_put_number(o, "errorRate", f->error_rate);
+    if (f->error_status != base->error_status) chaosi_put_number(o, "errorStatus", f->error_status);
+    if (f->error_mode != base->error_mode) {
+        chaosi_put_key(o, "errorMode");
+        chaosi_put_json(o, chaosi_str(chaosi_modes[f->error_mode - CHAOS_STATUS]));
+    }
+    if (f->error_after != base->error_after) {
+        chaosi_put_key(o, "errorWhen");
+        chaosi_puts(o, f->error_after ? "\"after\"" : "\"before\"");
+    }
+    if (!chaosi_same(chaosi_text_of(cfg, f->error_body), chaosi_text_of(cfg, base->error_body)))
+        chaosi_put_text(o, cfg, "errorBody", f->error_body);
+    if (f->retry_after != base->retry_after) chaosi_put_number(o, "retryAfter", f->retry_after);
+    if (f->bandwidth != base->bandwidth) chaosi_put_number(o, "bandwidth", f->bandwidth);
+}
+
+CHAOSI_FN void chaosi_put_rules(chaosi_out *o, const chaos_config *cfg)
+{
+    int i;
+    chaosi_put_key(o, "rules");
+    chaosi_puts(o, "[");
+    for (i = 0; i < cfg->rule_count; i++) {
+        chaosi_puts(o, i ? ",{" : "{");
+        chaosi_put_text(o, cfg, "name", cfg->rules[i].name);
+        chaosi_put_match(o, cfg, &cfg->rules[i].match);
+        chaosi_put_fault(o, cfg, &cfg->rules[i].fault, &cfg->fault);
+        chaosi_puts(o, "}");
+    }
+    chaosi_puts(o, "]");
+}
+
+CHAOSI_FN void chaosi_put_expiry(chaosi_out *o, long long expires_ms)
+{
+    char when[80];
+    chaosi_put_key(o, "expiresAt");
+    chaosi_put_json(o, chaosi_str(expires_ms < 0 ? "never" : chaosi_rfc3339(when, expires_ms, false)));
+}
+
+CHAOSI_FN size_t chaosi_config_format(const chaos_config *cfg, char *buf, size_t cap)
+{
+    chaos_fault base = chaosi_fault_default();
+    chaosi_out o = chaosi_into(buf, cap);
+    chaosi_puts(&o, cfg->enabled ? "{\"enabled\":true" : "{\"enabled\":false");
+    if (cfg->name.len) chaosi_put_text(&o, cfg, "name", cfg->name);
+    if (cfg->owner.len) chaosi_put_text(&o, cfg, "owner", cfg->owner);
+    if (cfg->note.len) chaosi_put_text(&o, cfg, "note", cfg->note);
+    chaosi_put_fault(&o, cfg, &cfg->fault, &base);
+    chaosi_put_match(&o, cfg, &cfg->match);
+    if (!cfg->default_exclude) chaosi_put_list(&o, cfg, "exclude", cfg->exclude);
+    if (cfg->canary != 100) chaosi_put_number(&o, "canary", cfg->canary);
+    if (cfg->instances.count) chaosi_put_list(&o, cfg, "instances", cfg->instances);
+    if (cfg->expires_ms) chaosi_put_expiry(&o, cfg->expires_ms);
+    if (cfg->max_faults) chaosi_put_number(&o, "maxFaults", cfg->max_faults);
+    if (cfg->max_concurrent) chaosi_put_number(&o, "maxConcurrent", cfg->max_concurrent);
+    if (cfg->has_seed) chaosi_put_number(&o, "seed", (long long)cfg->seed);
+    if (cfg->dry_run) chaosi_puts(&o, ",\"dryRun\":true");
+    if (cfg->rule_count) chaosi_put_rules(&o, cfg);
+    chaosi_puts(&o, "}");
+    return o.len;
+}
+
+/* ==== >>judge ================================================================================================= */
+/* Rolls. A roll is the upper 32 bits of mix(mix(seed ^ FNV-1a(rule name)) ^ key, purpose); it hits a rate of r percent
+   when roll * 10000 >> 32 < r * 100: never at 0, always at 100, and whoever is hit at r is hit at r + 1. */
+#define CHAOSI_PATH_MAX 1024 /* longer paths are never touched */
+#define CHAOSI_ROLL_ERROR 1
+#define CHAOSI_ROLL_DELAY 2
+#define CHAOSI_ROLL_AMOUNT 3
+
+CHAOSI_FN chaosi_u32 chaosi_roll(chaosi_u64 base, chaosi_u64 key, chaosi_u64 purpose)
+{
+    return (chaosi_u32)(chaosi_mix((base ^ key) + purpose * 0xd1342543de82ef95ull) >> 32);
+}
+
+CHAOSI_FN chaosi_u32 chaosi_of_10000(chaosi_u32 roll) { return (chaosi_u32)((chaosi_u64)roll * 10000 >> 32); }
+
+CHAOSI_FN bool chaosi_hits(chaosi_u32 roll, unsigned percent) { return chaosi_of_10000(roll) < percent * 100; }
+
+/* -ln(u) in 1/65536 for u = (roll + 1) / 2^32: log2 by its leading bit and a table with linear interpolation, then
+   times ln 2. Whole numbers only, so every machine agrees; the error is under 1/8000. */
+CHAOSI_FN chaosi_u64 chaosi_minus_ln(chaosi_u32 roll)
+{
+    static const chaosi_u16 log2_table[33] = {/* 65536 * log2(1 + i/32), the last one cut to 16 bits */
+        0,     2909,  5732,  8473,  11136, 13727, 16248, 18704, 21098, 23433, 25711, 27936, 30109, 32234, 34312, 36346, 38336,
+        40286, 42196, 44068, 45904, 47705, 49472, 51207, 52911, 54584, 56229, 57845, 59434, 60997, 62534, 64047, 65535};
+    chaosi_u64 u = (chaosi_u64)roll + 1;
+    chaosi_u64 fraction, i, low, log2_u;
+    int top = 32;
+    while (!(u >> top)) top--;
+    fraction = (u << (32 - top)) & 0xffffffffull;
+    i = fraction >> 27;
+    low = log2_table[i];
+    log2_u = ((chaosi_u64)top << 16) + low + ((log2_table[i + 1] - low) * (fraction & 0x7ffffff) >> 27);
+    return ((32ull << 16) - log2_u) * 45426 >> 16; /* 65536 * ln 2 */
+}
+
+/* A point on the line through (0,0), (50 %,p50), (95 %,p95), (99 %,p99), (100 %,max); roll is the 32-bit share. */
+CHAOSI_FN chaosi_u64 chaosi_quantile_us(const unsigned *ms, chaosi_u32 roll)
+{
+    static const chaosi_u32 at[5] = {0, 0x80000000u, 0xf3333333u, 0xfd70a3d7u, 0xffffffffu};
+    chaosi_u64 low, high, share, width;
+    int i = 0;
+    while (i < 3 && roll >= at[i + 1]) i++;
+    low = i ? (chaosi_u64)ms[i - 1] * 1000 : 0;
+    high = (chaosi_u64)ms[i] * 1000;
+    share = roll - at[i];
+    width = at[i + 1] - at[i];
+    return low + (high - low) * share / width;
+}
+
+CHAOSI_FN unsigned chaosi_delay_us(const chaos_fault *f, chaosi_u32 roll)
+{
+    chaosi_u64 a = (chaosi_u64)f->latency[0] * 1000, b = (chaosi_u64)f->latency[1] * 1000, us;
+    switch (f->latency_kind) {
+    case CHAOS_LATENCY_UNIFORM: return (unsigned)(a + ((b - a + 1) * roll >> 32));
+    case CHAOS_LATENCY_EXPONENTIAL: us = a * chaosi_minus_ln(roll) >> 16; return (unsigned)(us < b ? us : b);
+    case CHAOS_LATENCY_QUANTILES: return (unsigned)chaosi_quantile_us(f->latency, roll);
+    default: return (unsigned)a;
+    }
+}
+
+/* The rolls on one set of fault keys; base = mix(seed ^ hash of the rule's name). An error short-circuits the delay. */
+CHAOSI_FN chaos_verdict chaosi_roll_faults(const chaos_fault *f, chaosi_u64 base, chaosi_u64 key)
+{
+    chaos_verdict v;
+    chaosi_u32 roll = chaosi_roll(base, key, CHAOSI_ROLL_ERROR);
+    memset(&v, 0, sizeof v);
+    v.key = key;
+    v.rule = -1;
+    v.roll = (chaosi_u16)chaosi_of_10000(roll);
+    if (chaosi_hits(roll, f->error_rate)) {
+        v.kind = f->error_mode;
+        v.after = f->error_after;
+        v.status = f->error_mode == CHAOS_STATUS ? f->error_status : 0;
+        return v;
+    }
+    v.bandwidth = f->bandwidth;
+    if (f->latency_rate < 100 && !chaosi_hits(chaosi_roll(base, key, CHAOSI_ROLL_DELAY), f->latency_rate)) return v;
+    v.delay_us = chaosi_delay_us(f, f->latency_kind ? chaosi_roll(base, key, CHAOSI_ROLL_AMOUNT) : 0);
+    if (v.delay_us) v.kind = CHAOS_DELAY;
+    return v;
+}
+
+/* Glob: `*` matches any run without `stop`, `**` any run; all else stands for itself. stop 0 = both match any run. */
+CHAOSI_FN bool chaosi_glob(chaosi_span pattern, chaosi_span text, char stop)
+{
+    size_t p = 0, t = 0;
+    size_t star = SIZE_MAX, star_t = 0, wide = SIZE_MAX, wide_t = 0; /* where to go on after a mismatch */
+    for (;;) {
+        if (p < pattern.len && pattern.at[p] == '*') {
+            bool is_wide = !stop || (p + 1 < pattern.len && pattern.at[p + 1] == '*');
+            while (p < pattern.len && pattern.at[p] == '*') p++;
+            if (is_wide) {
+                wide = p;
+                wide_t = t;
+                star = SIZE_MAX;
+            } else {
+                star = p;
+                star_t = t;
+            }
+        } else if (p == pattern.len && t == text.len) {
+            return true;
+        } else if (p < pattern.len && t < text.len && pattern.at[p] == text.at[t]) {
+            p++;
+            t++;
+        } else if (star != SIZE_MAX && star_t < text.len && text.at[star_t] != stop) {
+            p = star;
+            t = ++star_t;
+        } else if (wide != SIZE_MAX && wide_t < text.len) {
+            p = wide;
+            t = ++wide_t;
+            star = SIZE_MAX;
+        } else {
+            return false;
+        }
+    }
+}
+
+/* A request made ready for matching: spans, the path decoded and without its query. */
+typedef struct chaosi_subject {
+    const chaos_request *req;
+    chaosi_span method, path;
+    char decoded[CHAOSI_PATH_MAX];
+} chaosi_subject;
+
+CHAOSI_FN chaosi_span chaosi_given(const char *at, size_t len)
+{
+    if (!at) return chaosi_of("", 0);
+    return len ? chaosi_of(at, len) : chaosi_str(at);
+}
+
+CHAOSI_FN chaosi_span chaosi_decode_path(chaosi_span raw, char *to)
+{
+    size_t i, n = 0;
+    for (i = 0; i < raw.len; i++) {
+        int high = raw.at[i] == '%' && i + 2 < raw.len ? chaosi_hex(raw.at[i + 1]) : -1;
+        int low = high >= 0 ? chaosi_hex(raw.at[i + 2]) : -1;
+        if (low >= 0) i += 2;
+        to[n++] = low >= 0 ? (char)(high * 16 + low) : raw.at[i];
+    }
+    return chaosi_of(to, n);
+}
+
+/* False = the path is too long to look at. */
+CHAOSI_FN bool chaosi_ready(chaosi_subject *s, const chaos_request *req)
+{
+    const char *query;
+    s->req = req;
+    s->method = chaosi_given(req ? req->method : NULL, req ? req->method_len : 0);
+    s->path = chaosi_given(req ? req->path : NULL, req ? req->path_len : 0);
+    query = s->path.len ? (const char *)memchr(s->path.at, '?', s->path.len) : NULL;
+    if (query) s->path.len = (size_t)(query - s->path.at);
+    if (s->path.len > CHAOSI_PATH_MAX) return false;
+    if (s->path.len && memchr(s->path.at, '%', s->path.len)) s->path = chaosi_decode_path(s->path, s->decoded);
+    return true;
+}
+
+/* The value of a request header, at NULL = none. */
+CHAOSI_FN chaosi_span chaosi_header_of(const chaosi_subject *s, const char *name)
+{
+    size_t len = 0;
+    const char *value = s->req && s->req->header ? s->req->header(s->req->user, name, &len) : NULL;
+    return chaosi_of(value, value ? len : 0);
+}
+
+CHAOSI_FN bool chaosi_any_path(const chaos_config *cfg, chaos_list globs, chaosi_span path)
+{
+    int i;
+    for (i = 0; i < globs.count; i++)
+        if (chaosi_glob(chaosi_item(cfg, globs, i), path, '/')) return true;
+    return false;
+}
+
+CHAOSI_FN bool chaosi_matches(const chaos_config *cfg, const chaos_match *m, const chaosi_subject *s)
+{
+    int i;
+    if (m->methods.count) {
+        for (i = 0; i < m->methods.count && !chaosi_same(chaosi_item(cfg, m->methods, i), s->method); i++) {}
+        if (i == m->methods.count) return false;
+    }
+    if (m->paths.count && !chaosi_any_path(cfg, m->paths, s->path)) return false;
+    for (i = 0; i < m->headers.count; i += 2) {
+        chaosi_span value = chaosi_header_of(s, cfg->text + cfg->items[m->headers.first + i].at);
+        if (!value.at || !chaosi_glob(chaosi_item(cfg, m->headers, i + 1), value, 0)) return false;
+    }
+    return true;
+}
+
+/* The list that spares health checks when `exclude` is not given. */
+CHAOSI_FN bool chaosi_default_excluded(const chaosi_subject *s)
+{
+    static const char *const paths[] = {"/health*", "/healthz", "/livez", "/readyz", "/ping"};
+    static const char *const agents[] = {"ELB-HealthChecker/*", "kube-probe/*", "Amazon-Route53-Health-Check-Service*"};
+    chaosi_span agent;
+    size_t i;
+    for (i = 0; i < sizeof paths / sizeof paths[0]; i++)
+        if (chaosi_glob(chaosi_str(paths[i]), s->path, '/')) return true;
+    agent = chaosi_header_of(s, "user-agent");
+    for (i = 0; agent.at && i < sizeof agents / sizeof agents[0]; i++)
+        if (chaosi_glob(chaosi_str(agents[i]), agent, 0)) return true;
+    return false;
+}
+
+CHAOSI_FN bool chaosi_excluded(const chaos_config *cfg, const chaosi_subject *s)
+{
+    return cfg->default_exclude ? chaosi_default_excluded(s) : chaosi_any_path(cfg, cfg->exclude, s->path);
+}
+
+CHAOSI_FN bool chaosi_is_fault(const chaos_verdict *v) { return v->kind != CHAOS_PASS || v->bandwidth; }
+
+CHAOSI_FN chaos_verdict chaosi_pass(void)
+{
+    chaos_verdict v;
+    memset(&v, 0, sizeof v);
+    v.rule = -1;
+    return v;
+}
+
+/* Takes the fault out of a verdict; what was rolled stays. */
+CHAOSI_FN void chaosi_spare(chaos_verdict *v)
+{
+    v->kind = CHAOS_PASS;
+    v->after = 0;
+    v->status = 0;
+    v->delay_us = v->bandwidth = v->ticket = 0;
+}
+
+/* Match and rolls; *excluded = a fault would have happened but for `exclude`. */
+CHAOSI_FN chaos_verdict chaosi_judge(const chaos_config *cfg, const chaos_request *req, chaosi_u64 key, bool *excluded)
+{
+    chaosi_subject s;
+    chaosi_u64 rule_hash = 0;
+    const chaos_fault *fault = &cfg->fault;
+    chaos_verdict v = chaosi_pass();
+    int rule = -1;
+    *excluded = false;
+    if (!cfg->enabled || !chaosi_ready(&s, req) || !chaosi_matches(cfg, &cfg->match, &s)) return v;
+    if (cfg->rule_count) {
+        for (rule = 0; rule < cfg->rule_count && !chaosi_matches(cfg, &cfg->rules[rule].match, &s); rule++) {}
+        if (rule == cfg->rule_count) return v;
+        fault = &cfg->rules[rule].fault;
+        rule_hash = chaosi_hash(chaosi_text_of(cfg, cfg->rules[rule].name));
+    }
+    v = chaosi_roll_faults(fault, chaosi_mix(cfg->seed ^ rule_hash), key);
+    v.rule = (short)rule;
+    if (!chaosi_is_fault(&v) || !chaosi_excluded(cfg, &s)) return v;
+    *excluded = true;
+    chaosi_spare(&v);
+    return v;
+}
+
+/* Share of instances: the hash of the id alone, so that it is sticky over experiments and nested as it grows. 0..99. */
+CHAOSI_FN unsigned chaosi_canary_slot(chaosi_span instance)
+{
+    return (unsigned)((chaosi_mix(chaosi_hash(instance)) >> 32) * 100 >> 32);
+}
+
+CHAOSI_FN bool chaosi_takes_part(const chaos_config *cfg, chaosi_span instance)
+{
+    int i;
+    if (chaosi_canary_slot(instance) >= cfg->canary) return false;
+    for (i = 0; i < cfg->instances.count; i++)
+        if (chaosi_glob(chaosi_item(cfg, cfg->instances, i), instance, 0)) return true;
+    return cfg->instances.count == 0;
+}
+
+#ifndef CHAOS_COMPILE_OUT
+/* ==== >>source ================================================================================================ */
+/* Where the bytes come from. A source fills a buffer and says: here, not found, or unreachable. */
+typedef enum chaosi_scheme { CHAOSI_NONE, CHAOSI_INLINE, CHAOSI_ENV, CHAOSI_FILE, CHAOSI_CALLBACK } chaosi_scheme;
+
+typedef struct chaosi_source {
+    chaosi_scheme scheme;
+    bool fetched; /* read again at every TTL, and leased: file, callback */
+    char name[256]; /* as shown: "file:chaos.json", "inline", ... */
+    char path[4096];
+    chaos_result (*fetch)(void *user, char *buf, size_t cap, chaos_fetched *out, chaos_error *err);
+    void *user;
+} chaosi_source;
+
+CHAOSI_FN const char *chaosi_env(const char *name)
+{
+    const char *value = getenv(name);
+    return value && *value ? value : NULL;
+}
+
+/* Size and time of a file, to see whether it changed while it was read. */
+CHAOSI_FN bool chaosi_same_file(const struct stat *a, const struct stat *b)
+{
+#if defined(st_mtime) && !defined(_WIN32)
+    if (a->st_mtim.tv_nsec != b->st_mtim.tv_nsec) return false;
+#endif
+    return a->st_size == b->st_size && a->st_mtime == b->st_mtime && a->st_ino == b->st_ino;
+}
+
+/* One read; CHAOS_ERR_SYSTEM with no error filled in = it changed meanwhile. */
+CHAOSI_FN chaos_result chaosi_read_once(const char *path, char *buf, size_t cap, size_t *len, chaos_error *err)
+{
+    struct stat before, after;
+    FILE *f;
+    if (stat(path, &before) != 0) {
+        if (errno == ENOENT || errno == ENOTDIR) return chaosi_fail(err, CHAOS_ERR_NOT_FOUND, "no file %s", path);
+        return chaosi_fail(err, CHAOS_ERR_UNREACHABLE, "stat %s: %s", path, strerror(errno));
+    }
+    if ((before.st_mode & S_IFMT) != S_IFREG) return chaosi_fail(err, CHAOS_ERR_UNREACHABLE, "%s is not a regular file", path);
+    f = fopen(path, "rb");
+    if (!f) return chaosi_fail(err, CHAOS_ERR_UNREACHABLE, "open %s: %s", path, strerror(errno));
+    *len = fread(buf, 1, cap, f);
+    if (ferror(f)) {
+        fclose(f);
+        return chaosi_fail(err, CHAOS_ERR_UNREACHABLE, "read %s: %s", path, strerror(errno));
+    }
+    fclose(f);
+    if (stat(path, &after) != 0 || !chaosi_same_file(&before, &after)) return CHAOS_ERR_SYSTEM;
+    return CHAOS_OK;
+}
+
+CHAOSI_FN chaos_result chaosi_read_file(const char *path, char *buf, size_t cap, size_t *len, chaos_error *err)
+{
+    int tries;
+    for (tries = 0; tries < 5; tries++) {
+        chaos_result r = chaosi_read_once(path, buf, cap, len, err);
+        if (r != CHAOS_ERR_SYSTEM) return r;
+    }
+    return chaosi_fail(err, CHAOS_ERR_UNREACHABLE, "%s changes while it is read", path);
+}
+
+CHAOSI_FN chaos_result chaosi_put_bytes(const char *text, char *buf, size_t cap, size_t *len)
+{
+    *len = strlen(text) < cap ? strlen(text) : cap;
+    memcpy(buf, text, *len);
+    return CHAOS_OK;
+}
+
+/* cap is one more than a config may have, so that "too large" is seen by the parser. */
+CHAOSI_FN chaos_result chaosi_fetch(const chaosi_source *s, char *buf, size_t cap, chaos_fetched *out, chaos_error *err)
+{
+    memset(out, 0, sizeof *out);
+    chaosi_no_error(err);
+    switch (s->scheme) {
+    case CHAOSI_FILE: return chaosi_read_file(s->path, buf, cap, &out->len, err);
+    case CHAOSI_CALLBACK: return s->fetch(s->user, buf, cap, out, err);
+    case CHAOSI_ENV:
+        if (!chaosi_env(s->path)) return chaosi_fail(err, CHAOS_ERR_NOT_FOUND, "%s is not in the environment", s->path);
+        return chaosi_put_bytes(chaosi_env(s->path), buf, cap, &out->len);
+    default: return chaosi_fail(err, CHAOS_ERR_NOT_FOUND, "no config source");
+    }
+}
+
+/* Reads the source's form; an inline text stays with the caller. */
+CHAOSI_FN chaos_result chaosi_source_of(chaosi_source *s, const chaos_desc *desc, const char *text, chaos_error *err)
+{
+    const char *rest = text;
+    memset(s, 0, sizeof *s);
+    chaosi_copy(s->name, sizeof s->name, text ? text : "none");
+    if (desc->fetch) {
+        s->scheme = CHAOSI_CALLBACK;
+        s->fetch = desc->fetch;
+        s->user = desc->fetch_user;
+        s->fetched = true;
+        chaosi_copy(s->name, sizeof s->name, "callback");
+        return CHAOS_OK;
+    }
+    if (!text) return CHAOS_OK;
+    while (*rest == ' ' || *rest == '\t' || *rest == '\r' || *rest == '\n') rest++;
+    if (*rest == '{' || *rest == '[') {
+        s->scheme = CHAOSI_INLINE;
+        chaosi_copy(s->name, sizeof s->name, "inline");
+        return CHAOS_OK;
+    }
+    if (strncmp(rest, "ssm:", 4) == 0 || strncmp(rest, "appconfig:", 10) == 0)
+        return chaosi_fail(err, CHAOS_ERR_UNSUPPORTED, "config source \"%.80s\": ssm: and appconfig: are not in this version", rest);
+    s->scheme = strncmp(rest, "file:", 5) == 0 ? CHAOSI_FILE : strncmp(rest, "env:", 4) == 0 ? CHAOSI_ENV : CHAOSI_NONE;
+    if (s->scheme == CHAOSI_NONE)
+        return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "config source \"%.60s\" is none of file:PATH, env:NAME or JSON text", rest);
+    s->fetched = s->scheme == CHAOSI_FILE;
+    rest = strchr(rest, ':') + 1;
+    if (!*rest) return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "config source \"%.60s\" names nothing", text);
+    if (strlen(rest) >= sizeof s->path) return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "config source: the path is over %u bytes", (unsigned)sizeof s->path - 1);
+    chaosi_copy(s->path, sizeof s->path, rest);
+    return CHAOS_OK;
+}
+
+/* ==== >>cache ================================================================================================= */
+/* The config in use, as readers see it, and what keeps it fresh.
+
+   Readers: `armed` alone tells off from on. On, a small block (`hot`) is read under a sequence counter: enough for a config
+   of rates and delays. Anything with lists or rules lives in one of CHAOSI_SLOTS slots; a reader counts itself in before it
+   looks, a writer reuses a slot only when it is not current and nobody is inside. Nothing is freed before chaos_close.
+
+   Writers: `fetch_lock` (one fetch at a time, may be held long) then `lock` (short; state, reason, times). */
+#define CHAOSI_SLOTS 4
+#define CHAOSI_LEASE_MS 3600000ull
+#define CHAOSI_BACKOFF_MAX_MS 30000ull
+#define CHAOSI_TICK_MS 1000ull /* while on: summaries */
+#define CHAOSI_BEAT_MS 60000ull /* while on: the heartbeat */
+
+typedef struct chaosi_hot {
+    chaosi_u64 until_mono, until_wall; /* ns: the end or the age limit, whichever comes first */
+    chaosi_u64 base;                   /* of the top-level rolls */
+    chaos_fault fault;
+    chaosi_u32 slot;
+    chaosi_u32 version, serial; /* serial: counts configs, for the budgets */
+    chaosi_u32 max_faults, max_concurrent;
+    chaosi_u8 simple; /* no match, rules or own exclude list: `fault` is all there is */
+    chaosi_u8 dry_run;
+    chaosi_u8 unused[2];
+} chaosi_hot;
+
+#define CHAOSI_HOT_WORDS (sizeof(chaosi_hot) / sizeof(chaosi_u64))
+typedef char chaosi_hot_is_whole_words[sizeof(chaosi_hot) % sizeof(chaosi_u64) == 0 ? 1 : -1];
+
+typedef struct chaosi_slot {
+    chaosi_u32 readers;
+    chaosi_u32 version, serial;
+    chaos_config cfg;
+} chaosi_slot;
+
+typedef enum chaosi_loaded { CHAOSI_LOADED_NOTHING, CHAOSI_LOADED_GOOD, CHAOSI_LOADED_NOT_FOUND, CHAOSI_LOADED_INVALID } chaosi_loaded;
+typedef enum chaosi_news { CHAOSI_NEWS_STATE, CHAOSI_NEWS_CONFIG, CHAOSI_NEWS_FETCH_FAILED, CHAOSI_NEWS_TICK } chaosi_news;
+
+/* Counters that requests write; plain sums, read without a lock. */
+typedef struct chaosi_counters {
+    chaosi_u64 injected[CHAOS_KIND_COUNT];
+    chaosi_u64 would_inject, excluded, over_budget, unsupported, delay_ms;
+    chaosi_u64 outcomes[6], outcome_us;
+    chaosi_u64 log_lines, log_dropped, log_faults, log_summed;
+    chaosi_u64 connections, proxied, rejected, upstream_errors;
+} chaosi_counters;
+
+struct chaos {
+    chaosi_u32 armed; /* 1 = on or dry run: all that the off path looks at */
+    chaosi_u32 killed;
+    chaosi_u32 sequence; /* odd while hot is written */
+    chaosi_u32 modes;    /* bit k: this mode of use can do chaos_kind k */
+    chaosi_u64 hot[CHAOSI_HOT_WORDS];
+    chaosi_u64 instance_hash;
+    char gap1[64]; /* what every request writes stands on lines of its own */
+    chaosi_u64 requests;
+    char gap2[64];
+    chaosi_counters count;
+    chaosi_u64 log_second;
+    chaosi_u32 log_in_second;
+    chaosi_u32 waiting, connections_now;
+    chaosi_u64 budget; /* serial << 32 | faults done, for maxFaults */
+    chaosi_u32 *tickets; /* CHAOS_MAX_CONCURRENT places; odd = taken */
+
+    /* From here: under `lock`, or set once in chaos_open. */
+    chaos_desc desc;
+    chaosi_source source;
+    char instance[128], service[128];
+    chaosi_u64 seed;
+    chaosi_loaded loaded;
+    chaos_state state; /* as last told */
+    char reason[200];  /* of the state; for `invalid` and `off` the source's words */
+    char problem[200]; /* what the last fetch or parse said */
+    chaosi_u32 current;                    /* slot */
+    chaosi_u64 version, content, modified; /* of the current bytes */
+    chaosi_u64 changes, fetches, fetch_errors, config_errors;
+    chaosi_u64 end_mono, end_wall, fresh_mono, fresh_wall, next_fetch, next_beat; /* ns; CHAOSI_NEVER = none */
+    bool end_is_lease;
+    unsigned failing; /* fetches failed in a row */
+    void (*tell)(chaos *c, chaosi_news what);
+    chaosi_slot *slots;
+    char *bytes; /* CHAOS_CONFIG_INPUT_MAX + 1 */
+    int log_fd;
+    bool log_fd_own;
+#ifdef CHAOSI_POSIX
+    int wake[2], stop[2], poke[2]; /* pipes: not on; chaos_proxy_stop; for the refresher */
+    pid_t pid;                     /* a fork's child must not touch the pipes it shares */
+#endif
+#ifdef CHAOSI_THREADS
+    pthread_mutex_t fetch_lock, lock;
+    pthread_t refresher;
+    bool has_refresher;
+    chaosi_u32 closing;
+#endif
+};
+
+#ifdef CHAOSI_THREADS
+#define CHAOSI_LOCK(m) pthread_mutex_lock(m)
+#define CHAOSI_UNLOCK(m) pthread_mutex_unlock(m)
+#define CHAOSI_TRYLOCK(m) (pthread_mutex_trylock(m) == 0)
+#else
+#define CHAOSI_LOCK(m) ((void)0)
+#define CHAOSI_UNLOCK(m) ((void)0)
+#define CHAOSI_TRYLOCK(m) true
+#endif
+
+CHAOSI_FN chaosi_u64 chaosi_now(const chaos *c, bool wall)
+{
+    return c->desc.clock ? c->desc.clock(c->desc.clock_user, wall) : chaosi_clock(wall);
+}
+
+CHAOSI_FN chaosi_u64 chaosi_now_coarse(const chaos *c, bool wall)
+{
+    return CHAOSI_UNLIKELY(c->desc.clock != NULL) ? c->desc.clock(c->desc.clock_user, wall) : chaosi_clock_coarse(wall);
+}
+
+/* a + b without wrapping past CHAOSI_NEVER. */
+CHAOSI_FN chaosi_u64 chaosi_later(chaosi_u64 a, chaosi_u64 b) { return a > CHAOSI_NEVER - b ? CHAOSI_NEVER : a + b; }
+
+CHAOSI_FN chaosi_u64 chaosi_min(chaosi_u64 a, chaosi_u64 b) { return a < b ? a : b; }
+
+CHAOSI_FN void chaosi_read_hot(chaos *c, chaosi_hot *out)
+{
+    chaosi_u64 words[CHAOSI_HOT_WORDS];
+    chaosi_u32 before, after;
+    size_t i;
+    do {
+        before = CHAOSI_ACQUIRE(&c->sequence);
+        for (i = 0; i < CHAOSI_HOT_WORDS; i++) words[i] = CHAOSI_ACQUIRE(&c->hot[i]);
+        after = CHAOSI_LOAD(&c->sequence);
+    } while (CHAOSI_UNLIKELY(before != after || (before & 1u)));
+    memcpy(out, words, sizeof *out);
+}
+
+/* Under lock. The word stores are releases, so that no reader sees one of them without the odd sequence. */
+CHAOSI_FN void chaosi_write_hot(chaos *c, const chaosi_hot *hot)
+{
+    chaosi_u64 words[CHAOSI_HOT_WORDS];
+    size_t i;
+    memcpy(words, hot, sizeof *hot);
+    CHAOSI_ORDERED(&c->sequence, c->sequence + 1u);
+    for (i = 0; i < CHAOSI_HOT_WORDS; i++) CHAOSI_RELEASE(&c->hot[i], words[i]);
+    CHAOSI_RELEASE(&c->sequence, c->sequence + 1u);
+}
+
+/* Counts the caller into the slot that is current; it must leave. */
+CHAOSI_FN const chaos_config *chaosi_enter(chaos *c, chaosi_u32 *slot)
+{
+    for (;;) {
+        *slot = CHAOSI_SEQ(&c->current);
+        CHAOSI_ENTER(&c->slots[*slot].readers, 1u);
+        if (CHAOSI_SEQ(&c->current) == *slot) return &c->slots[*slot].cfg;
+        CHAOSI_ENTER(&c->slots[*slot].readers, ~0u);
+    }
+}
+
+CHAOSI_FN void chaosi_leave(chaos *c, chaosi_u32 slot) { CHAOSI_ENTER(&c->slots[slot].readers, ~0u); }
+
+CHAOSI_FN void chaosi_nap(chaosi_u64 ns)
+{
+#ifdef _WIN32
+    Sleep((DWORD)(ns / CHAOSI_MS));
+#else
+    struct timespec t;
+    t.tv_sec = (time_t)(ns / 1000000000u);
+    t.tv_nsec = (long)(ns % 1000000000u);
+    nanosleep(&t, NULL);
+#endif
+}
+
+/* A slot that is not current and that nobody reads. Readers stay for microseconds, so this ends. */
+CHAOSI_FN chaosi_u32 chaosi_free_slot(chaos *c)
+{
+    chaosi_u32 i;
+    for (;; chaosi_nap(CHAOSI_MS))
+        for (i = 0; i < CHAOSI_SLOTS; i++)
+            if (i != c->current && CHAOSI_SEQ(&c->slots[i].readers) == 0) return i;
+}
+
+/* -- the pipes -- */
+#ifdef CHAOSI_POSIX
+/* One byte; a full pipe is readable already. Async-signal-safe, keeps errno. */
+CHAOSI_FN void chaosi_ring(chaos *c, int fd)
+{
+    int saved = errno;
+    ssize_t n = 0;
+    if (getpid() == c->pid) n = write(fd, "", 1);
+    (void)n;
+    errno = saved;
+}
+
+CHAOSI_FN void chaosi_drain(chaos *c, int fd)
+{
+    char bytes[64];
+    if (getpid() != c->pid) return;
+    while (read(fd, bytes, sizeof bytes) > 0) {}
+}
+
+CHAOSI_FN bool chaosi_readable(int fd)
+{
+    struct pollfd p;
+    p.fd = fd;
+    p.events = POLLIN;
+    p.revents = 0;
+    return poll(&p, 1, 0) > 0;
+}
+
+CHAOSI_FN bool chaosi_pipe(int *fds)
+{
+    int i;
+    if (pipe(fds) != 0) return false;
+    for (i = 0; i < 2; i++) {
+        fcntl(fds[i], F_SETFD, FD_CLOEXEC);
+        fcntl(fds[i], F_SETFL, O_NONBLOCK);
+    }
+    return true;
+}
+
+/* Sleeps until the deadline (monotonic ns) or until fd or fd2 (-1 = none) is readable: whole milliseconds in poll, the
+   rest in nanosleep, because ppoll is not in POSIX.1-2008. */
+CHAOSI_FN void chaosi_sleep_until(chaosi_u64 deadline, int fd, int fd2)
+{
+    struct pollfd p[2];
+    chaosi_u64 now = chaosi_clock(false), ms;
+    if (now >= deadline) return;
+    ms = (deadline - now) / CHAOSI_MS;
+    p[0].fd = fd;
+    p[1].fd = fd2;
+    p[0].events = p[1].events = POLLIN;
+    p[0].revents = p[1].revents = 0;
+    if (poll(p, 2, (int)chaosi_min(ms, 60000)) != 0 || ms >= 60000) return;
+    now = chaosi_clock(false);
+    if (now < deadline) chaosi_nap(chaosi_min(deadline - now, CHAOSI_MS));
+}
+#endif
+
+/* The pipe and `armed` follow the state. Under lock. A chaos_off in between is seen by the second look. */
+CHAOSI_FN void chaosi_arm(chaos *c, bool on)
+{
+#ifdef CHAOSI_POSIX
+    if (on) chaosi_drain(c, c->wake[0]);
+    else if (!chaosi_readable(c->wake[0])) chaosi_ring(c, c->wake[1]);
+#endif
+    CHAOSI_ORDERED(&c->armed, on ? 1u : 0u);
+    if (!on || !CHAOSI_SEQ(&c->killed)) return;
+    CHAOSI_ORDERED(&c->armed, 0u);
+#ifdef CHAOSI_POSIX
+    chaosi_ring(c, c->wake[1]);
+#endif
+}
+
+/* -- state -- */
+CHAOSI_FN chaosi_u64 chaosi_ttl(const chaos *c)
+{
+    chaosi_u64 ms = c->desc.ttl_ms ? (chaosi_u64)c->desc.ttl_ms : CHAOSI_LOAD(&c->armed) ? 10000u : 30000u;
+    return ms * CHAOSI_MS;
+}
+
+/* How long after a good fetch the config may still be used: its TTL while on, and max_stale beyond. */
+CHAOSI_FN chaosi_u64 chaosi_age_limit(const chaos *c)
+{
+    chaosi_u64 ttl = c->desc.ttl_ms ? (chaosi_u64)c->desc.ttl_ms : 10000u;
+    chaosi_u64 stale = c->desc.max_stale_ms > 0 ? (chaosi_u64)c->desc.max_stale_ms : c->desc.max_stale_ms ? 0u : 60000u;
+    return c->source.fetched ? (ttl + stale) * CHAOSI_MS : CHAOSI_NEVER;
+}
+
+/* The state at this moment, with its reason. Under lock; `killed` may come at any time. */
+CHAOSI_FN chaos_state chaosi_state_at(chaos *c, chaosi_u64 mono, chaosi_u64 wall, char *reason, size_t cap)
+{
+    const chaos_config *cfg = &c->slots[c->current].cfg;
+    chaosi_u64 limit = chaosi_age_limit(c);
+    const char *why;
+    chaos_state state = CHAOS_STATE_OFF;
+    if (CHAOSI_SEQ(&c->killed)) {
+        state = CHAOS_STATE_KILLED;
+        why = CHAOSI_SEQ(&c->killed) == 2 ? "CHAOS_DISABLE=1 in the environment" : "chaos_off was called";
+    } else if (c->loaded == CHAOSI_LOADED_NOTHING) {
+        why = c->problem[0] ? c->problem : "no config yet";
+    } else if (c->loaded == CHAOSI_LOADED_NOT_FOUND) {
+        why = c->problem;
+    } else if (c->loaded == CHAOSI_LOADED_INVALID) {
+        state = CHAOS_STATE_INVALID;
+        why = c->problem;
+    } else if (!cfg->enabled) {
+        why = "\"enabled\" is false";
+    } else if (mono >= c->end_mono || wall >= c->end_wall) {
+        state = CHAOS_STATE_EXPIRED;
+        why = c->end_is_lease ? "the lease of 60 minutes is over" : "\"expiresAt\" has passed";
+    } else if (mono >= chaosi_later(c->fresh_mono, limit) || wall >= chaosi_later(c->fresh_wall, limit)) {
+        state = CHAOS_STATE_STALE;
+        why = "no successful fetch for too long";
+    } else if (!chaosi_takes_part(cfg, chaosi_str(c->instance))) {
+        state = CHAOS_STATE_NOT_CANARY;
+        why = "this instance does not take part (canary, instances)";
+    } else {
+        state = cfg->dry_run ? CHAOS_STATE_DRY_RUN : CHAOS_STATE_ON;
+        why = cfg->dry_run ? "\"dryRun\" is true" : "\"enabled\" is true";
+    }
+    chaosi_copy(reason, cap, why);
+    return state;
+}
+
+CHAOSI_FN bool chaosi_is_active(chaos_state s) { return s == CHAOS_STATE_ON || s == CHAOS_STATE_DRY_RUN; }
+
+/* Writes the hot block from the current config and times. Under lock. */
+CHAOSI_FN void chaosi_publish(chaos *c)
+{
+    const chaos_config *cfg = &c->slots[c->current].cfg;
+    chaosi_u64 limit = chaosi_age_limit(c);
+    chaosi_hot hot;
+    memset(&hot, 0, sizeof hot);
+    hot.until_mono = chaosi_min(c->end_mono, chaosi_later(c->fresh_mono, limit));
+    hot.until_wall = chaosi_min(c->end_wall, chaosi_later(c->fresh_wall, limit));
+    hot.base = chaosi_mix(cfg->seed);
+    hot.fault = cfg->fault;
+    hot.slot = c->current;
+    hot.version = c->slots[c->current].version;
+    hot.serial = c->slots[c->current].serial;
+    hot.max_faults = cfg->max_faults;
+    hot.max_concurrent = cfg->max_concurrent;
+    hot.dry_run = cfg->dry_run;
+    hot.simple = !cfg->rule_count && cfg->default_exclude && !cfg->match.methods.count && !cfg->match.paths.count && !cfg->match.headers.count;
+    chaosi_write_hot(c, &hot);
+}
+
+/* Brings state, armed and pipe up to now. True = the state changed. Under lock. */
+CHAOSI_FN bool chaosi_settle(chaos *c)
+{
+    char reason[sizeof c->reason];
+    chaos_state state = chaosi_state_at(c, chaosi_now(c, false), chaosi_now(c, true), reason, sizeof reason);
+    bool changed = state != c->state;
+    if (chaosi_is_active(state) != (CHAOSI_LOAD(&c->armed) != 0) || changed) chaosi_arm(c, chaosi_is_active(state));
+    if (changed) c->next_beat = chaosi_now(c, false) + CHAOSI_BEAT_MS * CHAOSI_MS;
+    c->state = state;
+    memcpy(c->reason, reason, sizeof reason);
+    return changed;
+}
+
+/* -- taking in what was fetched; all under fetch_lock and lock -- */
+CHAOSI_FN void chaosi_set_end(chaos *c, const chaos_config *cfg, const chaos_fetched *got)
+{
+    chaosi_u64 mono = chaosi_now(c, false), wall = chaosi_now(c, true);
+    chaosi_u64 from = got->modified_ms > 0 ? chaosi_min((chaosi_u64)got->modified_ms * CHAOSI_MS, wall) : wall;
+    c->end_is_lease = cfg->expires_ms == 0 && c->source.fetched;
+    if (cfg->expires_ms > 0) c->end_wall = (chaosi_u64)cfg->expires_ms * CHAOSI_MS;
+    else c->end_wall = c->end_is_lease ? from + CHAOSI_LEASE_MS * CHAOSI_MS : CHAOSI_NEVER;
+    c->end_mono = c->end_wall == CHAOSI_NEVER ? CHAOSI_NEVER : c->end_wall > wall ? chaosi_later(mono, c->end_wall - wall) : mono;
+}
+
+CHAOSI_FN void chaosi_take_problem(chaos *c, const chaos_error *err)
+{
+    chaosi_out o = chaosi_into(c->problem, sizeof c->problem);
+    if (err->line) {
+        chaosi_puts(&o, "line ");
+        chaosi_put_int(&o, err->line);
+        chaosi_puts(&o, ", column ");
+        chaosi_put_int(&o, err->column);
+        chaosi_puts(&o, ": ");
+    }
+    chaosi_puts(&o, err->text[0] ? err->text : chaos_result_text(err->code));
+}
+
+/* New bytes: parse into a free slot, then make that current. True = something to tell. */
+CHAOSI_FN bool chaosi_take_bytes(chaos *c, const char *bytes, const chaos_fetched *got, chaos_error *err)
+{
+    chaosi_u64 content = chaosi_mix(chaosi_hash(chaosi_of(bytes, got->len)) ^ got->version);
+    chaosi_u32 slot;
+    if (c->loaded != CHAOSI_LOADED_NOTHING && c->loaded != CHAOSI_LOADED_NOT_FOUND && content == c->content &&
+        (chaosi_u64)got->modified_ms == c->modified) {
+        if (c->loaded == CHAOSI_LOADED_INVALID) chaosi_fail(err, CHAOS_ERR_VALUE, "%s", c->problem);
+        return false;
+    }
+    c->content = content;
+    c->modified = (chaosi_u64)got->modified_ms;
+    c->version = got->version ? got->version : c->version + 1;
+    slot = chaosi_free_slot(c);
+    if (chaosi_config_parse(&c->slots[slot].cfg, bytes, got->len, err) != CHAOS_OK) {
+        c->loaded = CHAOSI_LOADED_INVALID;
+        c->config_errors++;
+        chaosi_take_problem(c, err);
+        return true;
+    }
+    c->loaded = CHAOSI_LOADED_GOOD;
+    c->changes++;
+    c->problem[0] = 0;
+    if (!c->slots[slot].cfg.has_seed) c->slots[slot].cfg.seed = c->seed;
+    c->slots[slot].version = (chaosi_u32)c->version;
+    c->slots[slot].serial = (chaosi_u32)c->changes;
+    chaosi_set_end(c, &c->slots[slot].cfg, got);
+    CHAOSI_ORDERED(&c->current, slot);
+    return true;
+}
+
+/* True = something to tell. */
+CHAOSI_FN bool chaosi_take(chaos *c, chaos_result r, const chaos_fetched *got, chaos_error *err)
+{
+    bool news = false;
+    c->fetches++;
+    if (r == CHAOS_OK) {
+        c->failing = 0;
+        c->fresh_mono = chaosi_now(c, false);
+        c->fresh_wall = chaosi_now(c, true);
+        news = chaosi_take_bytes(c, c->bytes, got, err);
+    } else if (r == CHAOS_ERR_NOT_FOUND) {
+        c->failing = 0;
+        news = c->loaded != CHAOSI_LOADED_NOT_FOUND && c->loaded != CHAOSI_LOADED_NOTHING;
+        c->loaded = CHAOSI_LOADED_NOT_FOUND;
+        chaosi_take_problem(c, err);
+    } else {
+        c->fetch_errors++;
+        c->failing++;
+        news = c->failing == 1;
+        chaosi_take_problem(c, err);
+    }
+    return news;
+}
+
+/* When to fetch next. Healthy: the TTL, shortened by up to a fifth. Failing: full jitter between one TTL and a window that
+   doubles up to 30 s (or the TTL, if that is longer). */
+CHAOSI_FN chaosi_u64 chaosi_next_fetch(chaos *c)
+{
+    chaosi_u64 ttl = chaosi_ttl(c) / CHAOSI_MS, most = ttl > CHAOSI_BACKOFF_MAX_MS ? ttl : CHAOSI_BACKOFF_MAX_MS;
+    chaosi_u64 dice = chaosi_mix(c->seed ^ c->fetches) >> 32, wait;
+    if (!c->source.fetched) return CHAOSI_NEVER;
+    if (c->failing) wait = ttl + ((chaosi_min(most, ttl << chaosi_min(c->failing, 16)) - ttl) * dice >> 32);
+    else wait = ttl - (ttl / 5 * dice >> 32);
+    return chaosi_now(c, false) + wait * CHAOSI_MS;
+}
+
+/* Applies what a fetch brought. Returns what is to be told: bit 0 the config, bit 1 the state. Under fetch_lock. */
+CHAOSI_FN int chaosi_apply(chaos *c, chaos_result r, const chaos_fetched *got, chaos_error *err)
+{
+    int news;
+    CHAOSI_LOCK(&c->lock);
+    news = chaosi_take(c, r, got, err) ? 1 : 0;
+    chaosi_publish(c);
+    news |= chaosi_settle(c) ? 2 : 0;
+    c->next_fetch = chaosi_next_fetch(c);
+    CHAOSI_UNLOCK(&c->lock);
+    return news;
+}
+
+/* Fetches once, now, and applies it. Sources that are read at open only (inline, env) stay as they are. */
+CHAOSI_FN chaos_result chaosi_refresh(chaos *c, bool tell, chaos_error *err)
+{
+    chaos_fetched got;
+    chaos_result r;
+    int news;
+    memset(&got, 0, sizeof got);
+    chaosi_no_error(err);
+    CHAOSI_LOCK(&c->fetch_lock);
+    r = chaosi_fetch(&c->source, c->bytes, CHAOS_CONFIG_INPUT_MAX + 1, &got, err);
+    if (r != CHAOS_OK && err->code == CHAOS_OK) chaosi_fail(err, r, "%s", chaos_result_text(r));
+    if (got.len > CHAOS_CONFIG_INPUT_MAX + 1) got.len = CHAOS_CONFIG_INPUT_MAX + 1;
+    news = chaosi_apply(c, r, &got, err);
+    if (tell && news & 1) c->tell(c, c->failing ? CHAOSI_NEWS_FETCH_FAILED : CHAOSI_NEWS_CONFIG);
+    if (tell && news & 2) c->tell(c, CHAOSI_NEWS_STATE);
+    CHAOSI_UNLOCK(&c->fetch_lock);
+    return err->code;
+}
+
+/* Notices an end that came by time alone. Any thread; never waits: who holds the lock will notice. */
+CHAOSI_COLD void chaosi_notice(chaos *c)
+{
+    bool changed;
+    if (!CHAOSI_TRYLOCK(&c->lock)) return;
+    changed = chaosi_settle(c);
+    CHAOSI_UNLOCK(&c->lock);
+    if (changed) c->tell(c, CHAOSI_NEWS_STATE);
+}
+
+#ifdef CHAOSI_THREADS
+/* When the refresher has to look again. */
+CHAOSI_FN chaosi_u64 chaosi_next_look(chaos *c)
+{
+    chaosi_u64 now = chaosi_now(c, false), next;
+    chaosi_hot hot;
+    CHAOSI_LOCK(&c->lock);
+    next = c->next_fetch;
+    CHAOSI_UNLOCK(&c->lock);
+    if (!CHAOSI_LOAD(&c->armed)) return next;
+    chaosi_read_hot(c, &hot);
+    return chaosi_min(chaosi_min(next, hot.until_mono), now + CHAOSI_TICK_MS * CHAOSI_MS);
+}
+
+/* Sleeps until there is something to do. A clock of the program's own is asked every few ms. */
+CHAOSI_FN void chaosi_rest(chaos *c)
+{
+    chaosi_u64 next = chaosi_next_look(c), now = chaosi_now(c, false);
+    int wake = CHAOSI_LOAD(&c->armed) ? c->wake[0] : -1;
+    if (now >= next) return;
+    next = c->desc.clock ? chaosi_clock(false) + 2 * CHAOSI_MS : next;
+    chaosi_sleep_until(next, c->poke[0], wake);
+}
+
+CHAOSI_FN void *chaosi_refresher(void *arg)
+{
+    chaos *c = (chaos *)arg;
+    chaos_error err;
+    while (!CHAOSI_SEQ(&c->closing)) {
+        bool due;
+        CHAOSI_LOCK(&c->lock);
+        due = chaosi_now(c, false) >= c->next_fetch;
+        CHAOSI_UNLOCK(&c->lock);
+        if (due) chaosi_refresh(c, true, &err);
+        chaosi_notice(c);
+        c->tell(c, CHAOSI_NEWS_TICK);
+        chaosi_rest(c);
+    }
+    return NULL;
+}
+
+/* Starts a thread with every signal blocked: handlers of the program must not run on our stacks. */
+CHAOSI_FN bool chaosi_thread(pthread_t *t, void *(*fn)(void *), void *arg)
+{
+    pthread_attr_t attr;
+    sigset_t all, old;
+    int r;
+    if (pthread_attr_init(&attr) != 0) return false;
+    pthread_attr_setstacksize(&attr, 256 * 1024);
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, &old);
+    r = pthread_create(t, &attr, fn, arg);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    pthread_attr_destroy(&attr);
+    return r == 0;
+}
+#endif
+
+#ifndef CHAOS_NO_PROXY
+/* ==== >>http ================================================================================================== */
+/* Message heads and chunked framing, bytes only. Strict where request smuggling lives (RFC 9112 sections 2.2, 3, 5, 6, 7):
+   only CRLF ends a line, one Host, one framing, no folds, no bare CR, no NUL. */
+#define CHAOSI_FIELDS_MAX 100
+#define CHAOSI_CHUNK_EXTRA_MAX 8192 /* bytes of extensions and trailers in one body */
+
+typedef struct chaosi_field {
+    chaosi_span name, value;
+} chaosi_field;
+
+typedef struct chaosi_head {
+    chaosi_span method, target, reason;
+    chaosi_span path;      /* of the target: origin-form, or "*" */
+    chaosi_span authority; /* of an absolute-form target */
+    int status, minor;     /* HTTP/1.minor, 0 or 1 */
+    int count;
+    bool chunked, has_length, keep_alive, expects;
+    chaosi_u64 length;
+    int hosts;
+    chaosi_field fields[CHAOSI_FIELDS_MAX];
+} chaosi_head;
+
+CHAOSI_FN chaosi_span chaosi_trim(chaosi_span s)
+{
+    while (s.len && (s.at[0] == ' ' || s.at[0] == '\t')) s = chaosi_of(s.at + 1, s.len - 1);
+    while (s.len && (s.at[s.len - 1] == ' ' || s.at[s.len - 1] == '\t')) s.len--;
+    return s;
+}
+
+/* Takes the next element off a comma-separated list; false = none left. Elements may be empty. */
+CHAOSI_FN bool chaosi_next_element(chaosi_span *list, chaosi_span *element)
+{
+    const char *comma;
+    if (!list->at) return false;
+    comma = list->len ? (const char *)memchr(list->at, ',', list->len) : NULL;
+    *element = chaosi_trim(chaosi_of(list->at, comma ? (size_t)(comma - list->at) : list->len));
+    if (comma) *list = chaosi_of(comma + 1, list->len - (size_t)(comma + 1 - list->at));
+    else *list = chaosi_of(NULL, 0);
+    return true;
+}
+
+CHAOSI_FN bool chaosi_is_token(chaosi_span s)
+{
+    size_t i;
+    for (i = 0; i < s.len; i++)
+        if (!chaosi_is_token_char(s.at[i])) return false;
+    return s.len > 0;
+}
+
+CHAOSI_FN bool chaosi_is(chaosi_span s, const char *word) { return chaosi_same_nocase(s, chaosi_str(word)); }
+
+/* A line that ends in CRLF, from pos. 1 = there (without CRLF), 0 = not complete, -1 = a bare CR, a bare LF or a NUL. */
+CHAOSI_FN int chaosi_line_at(const char *buf, size_t len, size_t pos, chaosi_span *line)
+{
+    size_t i;
+    for (i = pos; i < len; i++) {
+        if (buf[i] == '\n' || buf[i] == 0) return -1;
+        if (buf[i] != '\r') continue;
+        if (i + 1 == len) return 0;
+        *line = chaosi_of(buf + pos, i - pos);
+        return buf[i + 1] == '\n' ? 1 : -1;
+    }
+    return 0;
+}
+
+CHAOSI_FN bool chaosi_is_value(chaosi_span s)
+{
+    size_t i;
+    for (i = 0; i < s.len; i++)
+        if (((chaosi_u8)s.at[i] < 0x20 && s.at[i] != '\t') || s.at[i] == 0x7f) return false;
+    return true;
+}
+
+/* uri-host [":" port], by its characters (RFC 3986 section 3.2.2). */
+CHAOSI_FN bool chaosi_is_host(chaosi_span s)
+{
+    size_t i;
+    for (i = 0; i < s.len; i++) {
+        char c = s.at[i];
+        if (!chaosi_is_digit(c) && !(chaosi_lower(c) >= 'a' && chaosi_lower(c) <= 'z') && !(c && strchr("-._~%!$&'()*+,;=:[]", c))) return false;
+    }
+    return s.len > 0;
+}
+
+/* 1*DIGIT, below 2^63. */
+CHAOSI_FN bool chaosi_length_of(chaosi_span s, chaosi_u64 *out)
+{
+    size_t i;
+    *out = 0;
+    for (i = 0; i < s.len; i++) {
+        if (!chaosi_is_digit(s.at[i]) || *out > (chaosi_u64)INT64_MAX / 10 - 9) return false;
+        *out = *out * 10 + (chaosi_u64)(s.at[i] - '0');
+    }
+    return s.len > 0;
+}
+
+/* Transfer-Encoding: 0 = chunked alone, else the status: 501 for a coding this proxy does not know, 400 for the rest. */
+CHAOSI_FN int chaosi_transfer_coding(chaosi_span value)
+{
+    static const char *const known[] = {"chunked", "gzip", "x-gzip", "compress", "x-compress", "deflate"};
+    chaosi_span coding;
+    int count = 0, chunked = 0;
+    bool last_chunked = false, unknown = false;
+    size_t i;
+    while (chaosi_next_element(&value, &coding)) {
+        if (!chaosi_is_token(coding)) return 400;
+        for (i = 0; i < 6 && !chaosi_is(coding, known[i]); i++) {}
+        unknown = unknown || i == 6;
+        last_chunked = i == 0;
+        chunked += i == 0;
+        count++;
+    }
+    if (unknown) return 501;
+    if (!last_chunked || chunked > 1) return 400;
+    return count == 1 ? 0 : 501;
+}
+
+/* What a field means for framing and the connection. 0 = fine, else the status to answer. */
+CHAOSI_FN int chaosi_field_meaning(chaosi_head *h, const chaosi_field *f)
+{
+    chaosi_span list = f->value, element;
+    if (chaosi_is(f->name, "content-length")) {
+        if (h->has_length || !chaosi_length_of(f->value, &h->length)) return 400;
+        h->has_length = true;
+    } else if (chaosi_is(f->name, "transfer-encoding")) {
+        int status = h->chunked ? 400 : chaosi_transfer_coding(f->value);
+        if (status) return status;
+        h->chunked = true;
+    } else if (chaosi_is(f->name, "connection")) {
+        while (chaosi_next_element(&list, &element)) {
+            if (element.len && !chaosi_is_token(element)) return 400;
+            if (chaosi_is(element, "close")) h->keep_alive = false;
+            else if (h->minor == 0 && chaosi_is(element, "keep-alive")) h->keep_alive = true;
+        }
+    } else if (chaosi_is(f->name, "host")) {
+        h->hosts++;
+        if (!chaosi_is_host(f->value)) return 400;
+    } else if (chaosi_is(f->name, "expect")) {
+        if (!chaosi_is(f->value, "100-continue")) return 417;
+        h->expects = h->minor > 0;
+    }
+    return 0;
+}
+
+/* The fields and the empty line, from pos. >0 = bytes consumed, 0 = need more, <0 = minus the status. */
+CHAOSI_FN int chaosi_fields(chaosi_head *h, const char *buf, size_t len, size_t pos, bool reply)
+{
+    chaosi_span line;
+    const char *colon;
+    chaosi_field f;
+    int r, status;
+    for (;;) {
+        r = chaosi_line_at(buf, len, pos, &line);
+        if (r <= 0) return r ? -400 : 0;
+        pos += line.len + 2;
+        if (line.len == 0) break;
+        colon = (const char *)memchr(line.at, ':', line.len);
+        if (!colon) return -400;
+        f.name = chaosi_of(line.at, (size_t)(colon - line.at));
+        f.value = chaosi_trim(chaosi_of(colon + 1, line.len - f.name.len - 1));
+        /* RFC 9112 section 5.1: space before the colon goes from a reply; a request with it is refused. */
+        while (reply && f.name.len && (colon[-1] == ' ' || colon[-1] == '\t') && (f.name.at[f.name.len - 1] == ' ' || f.name.at[f.name.len - 1] == '\t'))
+            f.name.len--;
+        if (!chaosi_is_token(f.name) || !chaosi_is_value(f.value)) return -400;
+        if (h->count == CHAOSI_FIELDS_MAX) return -431;
+        h->fields[h->count++] = f;
+        status = chaosi_field_meaning(h, &f);
+        if (status) return -status;
+    }
+    if (h->chunked && (h->has_length || h->minor == 0)) return -400;
+    return (int)pos;
+}
+
+/* "HTTP/1.x": 0 = fine (minor set), else the status. */
+CHAOSI_FN int chaosi_version_of(chaosi_span s, int *minor)
+{
+    if (s.len != 8 || memcmp(s.at, "HTTP/", 5) != 0 || !chaosi_is_digit(s.at[5]) || s.at[6] != '.' || !chaosi_is_digit(s.at[7])) return 400;
+    if (s.at[5] != '1') return 505;
+    *minor = s.at[7] == '0' ? 0 : 1;
+    return 0;
+}
+
+/* The path of a target in origin-, absolute- or asterisk-form (RFC 9112 section 3.2). 0 = fine, else the status. */
+CHAOSI_FN int chaosi_target(chaosi_head *h)
+{
+    chaosi_span t = h->target;
+    size_t i;
+    for (i = 0; i < t.len; i++)
+        if ((chaosi_u8)t.at[i] <= 0x20 || (chaosi_u8)t.at[i] >= 0x7f) return 400;
+    h->path = t;
+    if (chaosi_same(h->method, chaosi_str("CONNECT"))) return 501;
+    if (t.len && t.at[0] == '/') return 0;
+    if (t.len == 1 && t.at[0] == '*') return chaosi_same(h->method, chaosi_str("OPTIONS")) ? 0 : 400;
+    if (t.len <= 7 || !chaosi_is(chaosi_of(t.at, 7), "http://")) return 400;
+    t = chaosi_of(t.at + 7, t.len - 7);
+    for (i = 0; i < t.len && t.at[i] != '/' && t.at[i] != '?'; i++) {}
+    h->authority = chaosi_of(t.at, i);
+    h->path = chaosi_of(t.at + i, t.len - i);
+    return chaosi_is_host(h->authority) ? 0 : 400;
+}
+
+CHAOSI_FN int chaosi_request_line(chaosi_head *h, chaosi_span line)
+{
+    const char *sp1 = (const char *)memchr(line.at, ' ', line.len), *sp2;
+    int status;
+    if (!sp1) return 400;
+    h->method = chaosi_of(line.at, (size_t)(sp1 - line.at));
+    sp2 = (const char *)memchr(sp1 + 1, ' ', line.len - h->method.len - 1);
+    if (!sp2 || !chaosi_is_token(h->method)) return 400;
+    h->target = chaosi_of(sp1 + 1, (size_t)(sp2 - sp1 - 1));
+    status = chaosi_version_of(chaosi_of(sp2 + 1, line.len - (size_t)(sp2 + 1 - line.at)), &h->minor);
+    if (status) return status;
+    if (h->method.len > 32) return 501;
+    return chaosi_target(h);
+}
+
+/* A request head. >0 = its length, 0 = need more, <0 = minus the status to answer before closing. */
+CHAOSI_FN int chaosi_http_request(chaosi_head *h, const char *buf, size_t len)
+{
+    chaosi_span line;
+    size_t pos = len >= 2 && buf[0] == '\r' && buf[1] == '\n' ? 2 : 0; /* one empty line before it is let pass, section 2.2 */
+    int r;
+    memset(h, 0, offsetof(chaosi_head, fields));
+    r = chaosi_line_at(buf, len, pos, &line);
+    if (r <= 0) return r ? -400 : 0;
+    r = chaosi_request_line(h, line);
+    if (r) return -r;
+    h->keep_alive = h->minor > 0;
+    r = chaosi_fields(h, buf, len, pos + line.len + 2, false);
+    if (r > 0 && (h->hosts > 1 || (h->hosts == 0 && h->minor > 0))) return -400;
+    return r;
+}
+
+/* A reply head. >0 = its length, 0 = need more, <0 = not HTTP/1 as it should be. */
+CHAOSI_FN int chaosi_http_reply(chaosi_head *h, const char *buf, size_t len)
+{
+    chaosi_span line;
+    int r;
+    memset(h, 0, offsetof(chaosi_head, fields));
+    r = chaosi_line_at(buf, len, 0, &line);
+    if (r < 0 || memcmp(buf, "HTTP/", len < 5 ? len : 5) != 0) return -502;
+    if (r == 0) return 0;
+    if (line.len < 12 || chaosi_version_of(chaosi_of(line.at, 8), &h->minor) || line.at[8] != ' ' || (line.len > 12 && line.at[12] != ' ')) return -502;
+    h->status = chaosi_digits(line.at + 9, 3);
+    if (h->status < 100 || h->status > 599) return -502;
+    if (line.len > 13) h->reason = chaosi_of(line.at + 13, line.len - 13);
+    if (!chaosi_is_value(h->reason)) return -502;
+    h->keep_alive = h->minor > 0;
+    r = chaosi_fields(h, buf, len, line.len + 2, true);
+    return r < 0 ? -502 : r;
+}
+
+/* Chunked framing, decoded in place. All zero = at the start. */
+typedef enum chaosi_chunk_state {
+    CHAOSI_CHUNK_SIZE,
+    CHAOSI_CHUNK_EXTENSION,
+    CHAOSI_CHUNK_SIZE_LF,
+    CHAOSI_CHUNK_DATA,
+    CHAOSI_CHUNK_DATA_CR,
+    CHAOSI_CHUNK_DATA_LF,
+    CHAOSI_CHUNK_TRAILER,
+    CHAOSI_CHUNK_TRAILER_NAME,
+    CHAOSI_CHUNK_TRAILER_VALUE,
+    CHAOSI_CHUNK_TRAILER_LF,
+    CHAOSI_CHUNK_LAST_LF,
+    CHAOSI_CHUNK_DONE,
+    CHAOSI_CHUNK_BAD
+} chaosi_chunk_state;
+
+typedef struct chaosi_chunked {
+    chaosi_chunk_state state;
+    int digits;
+    chaosi_u64 left; /* of the chunk; while its size is read, the size so far */
+    size_t extra;    /* bytes of extensions and trailers so far */
+} chaosi_chunked;
+
+/* One byte that is not data: the next state. */
+CHAOSI_FN chaosi_chunk_state chaosi_chunk_byte(chaosi_chunked *d, char c)
+{
+    bool text = ((chaosi_u8)c >= 0x20 || c == '\t') && c != 0x7f;
+    switch (d->state) {
+    case CHAOSI_CHUNK_SIZE:
+        if (chaosi_hex(c) >= 0 && d->digits < 15) {
+            d->left = d->left * 16 + (chaosi_u64)chaosi_hex(c);
+            d->digits++;
+            return CHAOSI_CHUNK_SIZE;
+        }
+        if (!d->digits) return CHAOSI_CHUNK_BAD;
+        return c == ';' ? CHAOSI_CHUNK_EXTENSION : c == '\r' ? CHAOSI_CHUNK_SIZE_LF : CHAOSI_CHUNK_BAD;
+    case CHAOSI_CHUNK_EXTENSION: return c == '\r' ? CHAOSI_CHUNK_SIZE_LF : text ? CHAOSI_CHUNK_EXTENSION : CHAOSI_CHUNK_BAD;
+    case CHAOSI_CHUNK_SIZE_LF:
+        if (c != '\n') return CHAOSI_CHUNK_BAD;
+        d->digits = 0;
+        return d->left ? CHAOSI_CHUNK_DATA : CHAOSI_CHUNK_TRAILER;
+    case CHAOSI_CHUNK_DATA_CR: return c == '\r' ? CHAOSI_CHUNK_DATA_LF : CHAOSI_CHUNK_BAD;
+    case CHAOSI_CHUNK_DATA_LF: return c == '\n' ? CHAOSI_CHUNK_SIZE : CHAOSI_CHUNK_BAD;
+    case CHAOSI_CHUNK_TRAILER: return c == '\r' ? CHAOSI_CHUNK_LAST_LF : chaosi_is_token_char(c) ? CHAOSI_CHUNK_TRAILER_NAME : CHAOSI_CHUNK_BAD;
+    case CHAOSI_CHUNK_TRAILER_NAME:
+        return c == ':' ? CHAOSI_CHUNK_TRAILER_VALUE : chaosi_is_token_char(c) ? CHAOSI_CHUNK_TRAILER_NAME : CHAOSI_CHUNK_BAD;
+    case CHAOSI_CHUNK_TRAILER_VALUE: return c == '\r' ? CHAOSI_CHUNK_TRAILER_LF : text ? CHAOSI_CHUNK_TRAILER_VALUE : CHAOSI_CHUNK_BAD;
+    case CHAOSI_CHUNK_TRAILER_LF: return c == '\n' ? CHAOSI_CHUNK_TRAILER : CHAOSI_CHUNK_BAD;
+    case CHAOSI_CHUNK_LAST_LF: return c == '\n' ? CHAOSI_CHUNK_DONE : CHAOSI_CHUNK_BAD;
+    default: return CHAOSI_CHUNK_BAD;
+    }
+}
+
+/* Decodes buf[0..len) in place: *made bytes of body now stand at buf, *used bytes were taken (what follows belongs to the
+   next message). 1 = the body is complete, 0 = need more, -1 = malformed. Extensions and trailers are dropped. */
+CHAOSI_FN int chaosi_chunked_feed(chaosi_chunked *d, char *buf, size_t len, size_t *used, size_t *made)
+{
+    size_t i = 0, n = 0;
+    while (i < len && d->state != CHAOSI_CHUNK_DONE && d->state != CHAOSI_CHUNK_BAD) {
+        if (d->state == CHAOSI_CHUNK_DATA) {
+            size_t piece = len - i < d->left ? len - i : (size_t)d->left;
+            memmove(buf + n, buf + i, piece);
+            n += piece;
+            i += piece;
+            d->left -= piece;
+            if (!d->left) d->state = CHAOSI_CHUNK_DATA_CR;
+            continue;
+        }
+        if (d->state == CHAOSI_CHUNK_EXTENSION || d->state >= CHAOSI_CHUNK_TRAILER) d->extra++;
+        d->state = d->extra > CHAOSI_CHUNK_EXTRA_MAX ? CHAOSI_CHUNK_BAD : chaosi_chunk_byte(d, buf[i++]);
+    }
+    *used = i;
+    *made = n;
+    return d->state == CHAOSI_CHUNK_DONE ? 1 : d->state == CHAOSI_CHUNK_BAD ? -1 : 0;
+}
+
+CHAOSI_FN const char *chaosi_status_text(int status)
+{
+    static const struct {
+        int status;
+        const char *text;
+    } texts[] = {{200, "OK"}, {201, "Created"}, {202, "Accepted"}, {204, "No Content"}, {301, "Moved Permanently"}, {302, "Found"},
+        {304, "Not Modified"}, {400, "Bad Request"}, {401, "Unauthorized"}, {403, "Forbidden"}, {404, "Not Found"}, {405, "Method Not Allowed"},
+        {408, "Request Timeout"}, {409, "Conflict"}, {410, "Gone"}, {413, "Content Too Large"}, {414, "URI Too Long"},
+        {417, "Expectation Failed"}, {418, "I'm a teapot"}, {429, "Too Many Requests"}, {431, "Request Header Fields Too Large"},
+        {500, "Internal Server Error"}, {501, "Not Implemented"}, {502, "Bad Gateway"}, {503, "Service Unavailable"}, {504, "Gateway Timeout"},
+        {505, "HTTP Version Not Supported"}, {507, "Insufficient Storage"}, {511, "Network Authentication Required"}};
+    size_t i;
+    for (i = 0; i < sizeof texts / sizeof texts[0]; i++)
+        if (texts[i].status == status) return texts[i].text;
+    return status < 300 ? "OK" : status < 400 ? "Redirect" : status < 500 ? "Client Error" : "Server Error";
+}
+
+/* The value of a field, at NULL = none. */
+CHAOSI_FN chaosi_span chaosi_field_value(const chaosi_head *h, const char *name)
+{
+    int i;
+    for (i = 0; i < h->count; i++)
+        if (chaosi_is(h->fields[i].name, name)) return h->fields[i].value;
+    return chaosi_of(NULL, 0);
+}
+
+/* Fields that belong to one connection and are made afresh for the next (RFC 9110 section 7.6.1). */
+CHAOSI_FN bool chaosi_is_hop_by_hop(const chaosi_head *h, chaosi_span name)
+{
+    static const char *const always[] = {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "content-length"};
+    chaosi_span list, element;
+    size_t k;
+    int i;
+    for (k = 0; k < sizeof always / sizeof always[0]; k++)
+        if (chaosi_is(name, always[k])) return true;
+    for (i = 0; i < h->count; i++) {
+        list = h->fields[i].value;
+        if (!chaosi_is(h->fields[i].name, "connection")) continue;
+        while (chaosi_next_element(&list, &element))
+            if (chaosi_same_nocase(element, name)) return true;
+    }
+    return false;
+}
+
+CHAOSI_FN void chaosi_put_span(chaosi_out *o, chaosi_span s) { chaosi_put(o, s.at, s.len); }
+
+CHAOSI_FN void chaosi_put_field(chaosi_out *o, const char *name, chaosi_span value)
+{
+    chaosi_puts(o, name);
+    chaosi_puts(o, ": ");
+    chaosi_put_span(o, value);
+    chaosi_puts(o, "\r\n");
+}
+
+CHAOSI_FN void chaosi_copy_field(chaosi_out *o, const chaosi_field *f)
+{
+    chaosi_put_span(o, f->name);
+    chaosi_puts(o, ": ");
+    chaosi_put_span(o, f->value);
+    chaosi_puts(o, "\r\n");
+}
+
+/* One framing, whatever the message came with. */
+CHAOSI_FN void chaosi_put_framing(chaosi_out *o, bool chunked, bool has_length, chaosi_u64 length)
+{
+    if (chunked) chaosi_puts(o, "Transfer-Encoding: chunked\r\n");
+    else if (has_length) {
+        chaosi_puts(o, "Content-Length: ");
+        chaosi_put_int(o, (long long)length);
+        chaosi_puts(o, "\r\n");
+    }
+}
+
+/* The field with our own element appended, or alone. */
+CHAOSI_FN void chaosi_put_appended(chaosi_out *o, const chaosi_head *h, const char *name, const char *element)
+{
+    chaosi_span old = chaosi_field_value(h, name);
+    chaosi_puts(o, name);
+    chaosi_puts(o, ": ");
+    if (old.at && old.len) {
+        chaosi_put_span(o, old);
+        chaosi_puts(o, ", ");
+    }
+    chaosi_puts(o, element);
+    chaosi_puts(o, "\r\n");
+}
+
+/* The request as the upstream gets it. host: what Host says; peer: the client's address. */
+CHAOSI_FN void chaosi_put_request(chaosi_out *o, const chaosi_head *h, const char *prefix, chaosi_span host, const char *peer)
+{
+    int i;
+    chaosi_put_span(o, h->method);
+    chaosi_puts(o, " ");
+    if (h->path.len != 1 || h->path.at[0] != '*') chaosi_puts(o, prefix);
+    if (!h->path.len || (h->path.at[0] != '/' && h->path.at[0] != '*')) chaosi_puts(o, "/");
+    chaosi_put_span(o, h->path);
+    chaosi_puts(o, " HTTP/1.1\r\n");
+    chaosi_put_field(o, "Host", host);
+    for (i = 0; i < h->count; i++) {
+        chaosi_span name = h->fields[i].name;
+        if (chaosi_is(name, "host") || chaosi_is(name, "via") || chaosi_is(name, "x-forwarded-for") || chaosi_is_hop_by_hop(h, name)) continue;
+        chaosi_copy_field(o, &h->fields[i]);
+    }
+    chaosi_put_appended(o, h, "Via", h->minor ? "1.1 chaos" : "1.0 chaos");
+    chaosi_put_appended(o, h, "X-Forwarded-For", peer);
+    if (!chaosi_field_value(h, "x-forwarded-proto").at) chaosi_put_field(o, "X-Forwarded-Proto", chaosi_str("http"));
+    if (!chaosi_field_value(h, "x-forwarded-host").at) chaosi_put_field(o, "X-Forwarded-Host", h->authority.len ? h->authority : chaosi_field_value(h, "host"));
+    chaosi_put_framing(o, h->chunked, h->has_length, h->length);
+    chaosi_puts(o, "\r\n");
+}
+
+/* ==== >>net =================================================================================================== */
+/* Sockets and deadlines. Every read and write is MSG_DONTWAIT; waiting is poll to an absolute deadline (monotonic ns). */
+#ifndef MSG_NOSIGNAL
+#define MSG_NOSIGNAL 0 /* macOS: SO_NOSIGPIPE is set on every socket instead */
+#endif
+#define CHAOSI_ADDRESSES 8
+
+typedef struct chaosi_address {
+    struct sockaddr_storage addr;
+    socklen_t len;
+} chaosi_address;
+
+/* revents of fd, 0 = timeout. POLLHUP and POLLERR count as ready; other = a second descriptor (-1 none) watched for POLLIN. */
+CHAOSI_FN int chaosi_poll2(int fd, int events, int other, int *other_ready, chaosi_u64 deadline)
+{
+    struct pollfd p[2];
+    for (;;) {
+        chaosi_u64 now = chaosi_clock(false);
+        chaosi_u64 ms = deadline > now ? (deadline - now + CHAOSI_MS - 1) / CHAOSI_MS : 0;
+        int r;
+        p[0].fd = fd;
+        p[0].events = (short)events;
+        p[1].fd = other;
+        p[1].events = POLLIN;
+        p[0].revents = p[1].revents = 0;
+        r = poll(p, other >= 0 ? 2 : 1, (int)chaosi_min(ms, 60000));
+        if (other_ready) *other_ready = r > 0 && p[1].revents != 0;
+        if (r > 0) return p[0].revents;
+        if (ms == 0 || (r < 0 && errno != EINTR && errno != EAGAIN)) return 0;
+    }
+}
+
+CHAOSI_FN int chaosi_poll(int fd, int events, chaosi_u64 deadline) { return chaosi_poll2(fd, events, -1, NULL, deadline); }
+
+CHAOSI_FN bool chaosi_would_block(void) { return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR; }
+
+/* Sends everything; false = timeout or the peer is gone. */
+CHAOSI_FN bool chaosi_send_all(int fd, const char *buf, size_t len, chaosi_u64 deadline)
+{
+    while (len) {
+        ssize_t n = send(fd, buf, len, MSG_DONTWAIT | MSG_NOSIGNAL);
+        if (n > 0) {
+            buf += n;
+            len -= (size_t)n;
+        } else if (n < 0 && !chaosi_would_block()) {
+            return false;
+        } else if (!chaosi_poll(fd, POLLOUT, deadline)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Host and port from HOST:PORT, [V6]:PORT, and a lone word: a host when host_alone, else a port. What is not there stays. */
+CHAOSI_FN bool chaosi_split_address(chaosi_span s, bool host_alone, char *host, size_t host_cap, char *port, size_t port_cap)
+{
+    size_t colon = s.len, skip = 0, host_len, port_len;
+    while (colon > 0 && s.at[colon - 1] != ':' && s.at[colon - 1] != ']') colon--;
+    if (colon && s.at[colon - 1] == ']') colon = 0;
+    host_len = colon ? colon - 1 : host_alone || (s.len && s.at[0] == '[') ? s.len : 0;
+    port_len = colon ? s.len - colon : s.len - host_len;
+    if (host_len >= 2 && s.at[0] == '[' && s.at[host_len - 1] == ']') skip = 1;
+    else if (host_len && memchr(s.at, ':', host_len)) return false;
+    if (host_len >= host_cap || port_len >= port_cap || (colon && !port_len)) return false;
+    if (host_len > 2 * skip) {
+        memcpy(host, s.at + skip, host_len - 2 * skip);
+        host[host_len - 2 * skip] = 0;
+    }
+    if (port_len) {
+        memcpy(port, s.at + s.len - port_len, port_len);
+        port[port_len] = 0;
+    }
+    return strspn(port, "0123456789") == strlen(port) && strlen(port) < 6 && atoi(port) <= 65535;
+}
+
+/* Resolves; blocks as long as the resolver does. Returns how many addresses, 0 = error filled in. */
+CHAOSI_FN int chaosi_resolve(const char *host, const char *port, chaosi_address *out, int most, chaos_error *err)
+{
+    struct addrinfo hints, *list = NULL, *a;
+    int n = 0, r;
+    memset(&hints, 0, sizeof hints);
+    hints.ai_socktype = SOCK_STREAM;
+    hints.ai_flags = AI_NUMERICSERV;
+    r = getaddrinfo(host, port, &hints, &list);
+    if (r != 0) {
+        chaosi_fail(err, CHAOS_ERR_ADDRESS, "resolve %.100s: %s", host, r == EAI_SYSTEM ? strerror(errno) : gai_strerror(r));
+        return 0;
+    }
+    for (a = list; a && n < most; a = a->ai_next) {
+        if (a->ai_addrlen > sizeof out[n].addr) continue;
+        memcpy(&out[n].addr, a->ai_addr, a->ai_addrlen);
+        out[n++].len = a->ai_addrlen;
+    }
+    freeaddrinfo(list);
+    if (!n) chaosi_fail(err, CHAOS_ERR_ADDRESS, "resolve %.100s: no address", host);
+    return n;
+}
+
+/* "ADDR:PORT" or "[V6]:PORT"; without the port when bare. */
+CHAOSI_FN void chaosi_name_address(const struct sockaddr_storage *addr, socklen_t len, bool bare, char *out, size_t cap)
+{
+    char host[128], port[16];
+    bool v6 = addr->ss_family == AF_INET6;
+    if (getnameinfo((const struct sockaddr *)(const void *)addr, len, host, sizeof host, port, sizeof port, NI_NUMERICHOST | NI_NUMERICSERV) != 0) {
+        chaosi_copy(out, cap, "unknown");
+        return;
+    }
+    if (bare) chaosi_copy(out, cap, host);
+    else snprintf(out, cap, v6 ? "[%s]:%s" : "%s:%s", host, port);
+}
+
+CHAOSI_FN int chaosi_socket(const chaosi_address *a)
+{
+    int one = 1, fd = socket(a->addr.ss_family, SOCK_STREAM, 0);
+    if (fd < 0) return -1;
+    fcntl(fd, F_SETFD, FD_CLOEXEC);
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+#ifdef SO_NOSIGPIPE
+    setsockopt(fd, SOL_SOCKET, SO_NOSIGPIPE, &one, sizeof one);
+#endif
+    return fd;
+}
+
+CHAOSI_FN int chaosi_listen(const chaosi_address *a, int backlog, const char *what, chaos_error *err)
+{
+    int one = 1, fd = chaosi_socket(a);
+    if (fd < 0) {
+        chaosi_fail(err, CHAOS_ERR_SYSTEM, "socket: %s", strerror(errno));
+        return -1;
+    }
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+    if (bind(fd, (const struct sockaddr *)(const void *)&a->addr, a->len) != 0 || listen(fd, backlog) != 0) {
+        chaosi_fail(err, CHAOS_ERR_SYSTEM, "listen on %.100s: %s", what, strerror(errno));
+        close(fd);
+        return -1;
+    }
+    return fd;
+}
+
+/* 0 = connected, else errno; ETIMEDOUT at the deadline. */
+CHAOSI_FN int chaosi_connect(int fd, const chaosi_address *a, chaosi_u64 deadline)
+{
+    int problem = 0;
+    socklen_t len = sizeof problem;
+    fcntl(fd, F_SETFL, O_NONBLOCK);
+    if (connect(fd, (const struct sockaddr *)(const void *)&a->addr, a->len) == 0) return 0;
+    if (errno != EINPROGRESS && errno != EINTR) return errno;
+    if (!chaosi_poll(fd, POLLOUT, deadline)) return ETIMEDOUT;
+    return getsockopt(fd, SOL_SOCKET, SO_ERROR, &problem, &len) == 0 ? problem : errno;
+}
+
+/* True = nothing waits to be read and the peer has not closed: fit for another request. */
+CHAOSI_FN bool chaosi_is_quiet(int fd)
+{
+    char byte;
+    return recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0 && (errno == EAGAIN || errno == EWOULDBLOCK);
+}
+
+/* Closes so that the peer can still read what was sent: FIN, then read its rest for a while (RFC 9112 section 9.6). */
+CHAOSI_FN void chaosi_linger(int fd, chaosi_u64 deadline)
+{
+    char waste[4096];
+    int rounds = 256;
+    shutdown(fd, SHUT_WR);
+    while (rounds-- > 0) {
+        ssize_t n = recv(fd, waste, sizeof waste, MSG_DONTWAIT);
+        if (n == 0 || (n < 0 && !chaosi_would_block())) return;
+        if (n < 0 && !chaosi_poll(fd, POLLIN, deadline)) return;
+    }
+}
+
+/* The close that follows sends RST instead of FIN. */
+CHAOSI_FN void chaosi_make_reset(int fd)
+{
+    struct linger now;
+    now.l_onoff = 1;
+    now.l_linger = 0;
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
+}
+#endif /* CHAOS_NO_PROXY */
+
+/* ==== >>telemetry ============================================================================================= */
+/* Counters, log lines, events. A log line is one write that never blocks: a full or dead pipe costs the line, which is
+   counted, and never a request. */
+#define CHAOSI_LINE_MAX 4096 /* PIPE_BUF: written whole or not at all */
+
+CHAOSI_FN void chaosi_log_open(chaos *c)
+{
+    c->log_fd = 2;
+#ifdef CHAOSI_POSIX
+    {
+        struct stat st;
+        int fd = fstat(2, &st) == 0 && S_ISFIFO(st.st_mode) ? open("/dev/stderr", O_WRONLY | O_NONBLOCK | O_CLOEXEC) : -1;
+        c->log_fd_own = fd >= 0; /* a description of our own, so that O_NONBLOCK is ours alone */
+        if (fd >= 0) c->log_fd = fd;
+    }
+#endif
+}
+
+#ifdef CHAOSI_POSIX
+/* write without its SIGPIPE, whatever the program does with that signal. */
+CHAOSI_FN bool chaosi_write_quietly(int fd, const char *line, size_t len)
+{
+    struct pollfd p;
+    sigset_t pipe_set, old, pending;
+    bool pending_before, done;
+    int sig;
+    p.fd = fd;
+    p.events = POLLOUT;
+    p.revents = 0;
+    if (poll(&p, 1, 0) != 1 || p.revents != POLLOUT) return false;
+    sigemptyset(&pipe_set);
+    sigaddset(&pipe_set, SIGPIPE);
+    pthread_sigmask(SIG_BLOCK, &pipe_set, &old);
+    sigpending(&pending);
+    pending_before = sigismember(&pending, SIGPIPE) == 1;
+    done = write(fd, line, len) == (ssize_t)len;
+    if (!done && errno == EPIPE && !pending_before && sigpending(&pending) == 0 && sigismember(&pending, SIGPIPE) == 1) sigwait(&pipe_set, &sig);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    return done;
+}
+#endif
+
+CHAOSI_FN void chaosi_emit(chaos *c, chaosi_out *o)
+{
+    bool done = true;
+    chaosi_puts(o, "}\n");
+    if (o->len >= o->cap) {
+        *o = chaosi_into(o->buf, o->cap);
+        chaosi_puts(o, "{\"source\":\"chaos\",\"level\":\"warn\",\"action\":\"note\",\"reason\":\"a log line was too long\"}\n");
+    }
+    if (c->desc.log) c->desc.log(c->desc.log_user, o->buf, o->len);
+    else if (!c->desc.quiet) {
+#ifdef CHAOSI_POSIX
+        done = chaosi_write_quietly(c->log_fd, o->buf, o->len);
+#else
+        done = fwrite(o->buf, 1, o->len, stderr) == o->len;
+#endif
+    }
+    CHAOSI_ADD(done ? &c->count.log_lines : &c->count.log_dropped, 1u);
+}
+
+CHAOSI_FN void chaosi_put_str(chaosi_out *o, const char *key, const char *value)
+{
+    chaosi_put_key(o, key);
+    chaosi_put_json(o, chaosi_str(value));
+}
+
+CHAOSI_FN chaosi_out chaosi_line(chaos *c, char *buf, const char *level, const char *action)
+{
+    chaosi_out o = chaosi_into(buf, CHAOSI_LINE_MAX);
+    char when[80];
+    chaosi_puts(&o, "{");
+    chaosi_put_str(&o, "source", "chaos");
+    chaosi_put_str(&o, "time", chaosi_rfc3339(when, (long long)(chaosi_now(c, true) / CHAOSI_MS), true));
+    chaosi_put_str(&o, "level", level);
+    chaosi_put_str(&o, "action", action);
+    return o;
+}
+
+CHAOSI_FN bool chaosi_logs(const chaos *c) { return !c->desc.quiet; }
+
+CHAOSI_FN chaosi_u64 chaosi_all_faults(const chaos *c)
+{
+    chaosi_u64 sum = CHAOSI_LOAD(&c->count.would_inject);
+    int i;
+    for (i = 0; i < CHAOS_KIND_COUNT; i++) sum += CHAOSI_LOAD(&c->count.injected[i]);
+    return sum;
+}
+
+/* May this fault have a line of its own? all: 50 a second, sample: 1 a second. */
+CHAOSI_FN bool chaosi_may_log(chaos *c, chaosi_u64 mono)
+{
+    chaosi_u64 second = mono / 1000000000u, old = CHAOSI_LOAD(&c->log_second);
+    chaosi_u32 most = c->desc.fault_log == CHAOS_LOG_ALL ? 50 : 1;
+    if (c->desc.fault_log == CHAOS_LOG_NONE || !chaosi_logs(c)) return false;
+    if (old != second && CHAOSI_CAS(&c->log_second, &old, second)) CHAOSI_STORE(&c->log_in_second, 0u);
+    return CHAOSI_LOAD(&c->log_in_second) < most && CHAOSI_ADD(&c->log_in_second, 1u) < most;
+}
+
+CHAOSI_FN void chaosi_log_fault(chaos *c, const chaos_verdict *v, const char *rule, bool dry_run)
+{
+    char buf[CHAOSI_LINE_MAX];
+    chaosi_out o = chaosi_line(c, buf, "info", dry_run ? "dryrun" : "inject");
+    chaosi_put_str(&o, "fault", chaos_kind_text(v->kind));
+    chaosi_put_number(&o, "status", v->status);
+    chaosi_put_number(&o, "delay_ms", v->delay_us / 1000);
+    chaosi_put_str(&o, "rule", rule);
+    chaosi_put_number(&o, "roll", v->roll);
+    chaosi_put_number(&o, "config_version", v->version);
+    chaosi_emit(c, &o);
+}
+
+/* Faults that had no line of their own, since the last summary. */
+CHAOSI_FN void chaosi_log_summary(chaos *c)
+{
+    chaosi_u64 logged = CHAOSI_LOAD(&c->count.log_faults), summed = CHAOSI_LOAD(&c->count.log_summed);
+    chaosi_u64 all = chaosi_all_faults(c);
+    char buf[CHAOSI_LINE_MAX];
+    chaosi_out o;
+    if (c->desc.fault_log == CHAOS_LOG_NONE || !chaosi_logs(c) || all <= logged + summed) return;
+    if (!CHAOSI_CAS(&c->count.log_summed, &summed, all - logged)) return;
+    o = chaosi_line(c, buf, "info", "summary");
+    chaosi_put_number(&o, "suppressed", (long long)(all - logged - summed));
+    chaosi_emit(c, &o);
+}
+
+/* What every line about the handle carries. */
+CHAOSI_FN void chaosi_put_state(chaosi_out *o, const chaos_report *s, const chaos *c)
+{
+    char when[80];
+    chaosi_put_str(o, "state", chaos_state_text(s->state));
+    chaosi_put_str(o, "reason", s->reason);
+    chaosi_put_number(o, "config_version", (long long)s->version);
+    if (s->end_ms) chaosi_put_str(o, "end", chaosi_rfc3339(when, s->end_ms, false));
+    if (s->age_ms >= 0) chaosi_put_number(o, "age_ms", s->age_ms);
+    chaosi_put_str(o, "service", c->service);
+    chaosi_put_str(o, "instance", c->instance);
+}
+
+CHAOSI_FN chaosi_u64 chaosi_age_ns(chaos *c)
+{
+    chaosi_u64 now = chaosi_now(c, false);
+    return now > c->fresh_mono ? now - c->fresh_mono : 0;
+}
+
+CHAOSI_FN void chaosi_report(chaos *c, chaos_report *out)
+{
+    int i;
+    memset(out, 0, sizeof *out);
+    CHAOSI_LOCK(&c->lock);
+    out->state = chaosi_state_at(c, chaosi_now(c, false), chaosi_now(c, true), out->reason, sizeof out->reason);
+    out->version = c->loaded == CHAOSI_LOADED_NOTHING ? 0 : c->version;
+    out->age_ms = c->source.fetched && c->fetches > c->fetch_errors ? (long long)(chaosi_age_ns(c) / CHAOSI_MS) : -1;
+    out->end_ms = c->loaded == CHAOSI_LOADED_GOOD && c->end_wall != CHAOSI_NEVER ? (long long)(c->end_wall / CHAOSI_MS) : 0;
+    out->fetches = c->fetches;
+    out->fetch_errors = c->fetch_errors;
+    out->config_errors = c->config_errors;
+    out->config_changes = c->changes;
+    CHAOSI_UNLOCK(&c->lock);
+    out->log_suppressed = CHAOSI_LOAD(&c->count.log_faults);
+    out->log_suppressed = chaosi_all_faults(c) - chaosi_min(out->log_suppressed, chaosi_all_faults(c));
+    out->requests = CHAOSI_LOAD(&c->requests);
+    for (i = 0; i < CHAOS_KIND_COUNT; i++) out->injected[i] = CHAOSI_LOAD(&c->count.injected[i]);
+    for (i = 0; i < 6; i++) out->outcomes[i] = CHAOSI_LOAD(&c->count.outcomes[i]);
+    out->would_inject = CHAOSI_LOAD(&c->count.would_inject);
+    out->excluded = CHAOSI_LOAD(&c->count.excluded);
+    out->over_budget = CHAOSI_LOAD(&c->count.over_budget);
+    out->unsupported = CHAOSI_LOAD(&c->count.unsupported);
+    out->delay_ms = CHAOSI_LOAD(&c->count.delay_ms);
+    out->waiting = CHAOSI_LOAD(&c->waiting);
+    out->outcome_us = CHAOSI_LOAD(&c->count.outcome_us);
+    out->log_lines = CHAOSI_LOAD(&c->count.log_lines);
+    out->log_dropped = CHAOSI_LOAD(&c->count.log_dropped);
+    out->connections = CHAOSI_LOAD(&c->count.connections);
+    out->connections_now = CHAOSI_LOAD(&c->connections_now);
+    out->proxied = CHAOSI_LOAD(&c->count.proxied);
+    out->rejected = CHAOSI_LOAD(&c->count.rejected);
+    out->upstream_errors = CHAOSI_LOAD(&c->count.upstream_errors);
+}
+
+CHAOSI_FN void chaosi_tell_event(chaos *c, chaos_event_kind kind, const chaos_report *s, const char *reason)
+{
+    chaos_event e;
+    memset(&e, 0, sizeof e);
+    e.kind = kind;
+    e.state = s->state;
+    e.reason = reason;
+    if (c->desc.event) c->desc.event(c->desc.event_user, &e);
+}
+
+/* Who and why, from the config in use. */
+CHAOSI_FN void chaosi_put_experiment(chaosi_out *o, chaos *c)
+{
+    chaosi_u32 slot;
+    const chaos_config *cfg = chaosi_enter(c, &slot);
+    if (cfg->name.len) chaosi_put_text(o, cfg, "name", cfg->name);
+    if (cfg->owner.len) chaosi_put_text(o, cfg, "owner", cfg->owner);
+    if (cfg->note.len) chaosi_put_text(o, cfg, "note", cfg->note);
+    chaosi_put_number(o, "seed", (long long)cfg->seed);
+    chaosi_leave(c, slot);
+}
+
+CHAOSI_FN void chaosi_log_open_line(chaos *c)
+{
+    char buf[CHAOSI_LINE_MAX];
+    chaos_report s;
+    chaosi_out o;
+    chaosi_report(c, &s);
+    o = chaosi_line(c, buf, s.state == CHAOS_STATE_INVALID ? "error" : "info", "open");
+    chaosi_put_str(&o, "version", CHAOS_VERSION);
+    chaosi_put_str(&o, "config", c->source.name);
+    chaosi_put_str(&o, "ways", "inline env file");
+    chaosi_put_state(&o, &s, c);
+    if (chaosi_is_active(s.state)) chaosi_put_experiment(&o, c);
+    chaosi_put_number(&o, "canary_slot", chaosi_canary_slot(chaosi_str(c->instance)));
+    chaosi_put_number(&o, "ttl_on_ms", c->desc.ttl_ms ? c->desc.ttl_ms : 10000);
+    chaosi_put_number(&o, "ttl_off_ms", c->desc.ttl_ms ? c->desc.ttl_ms : 30000);
+    if (chaosi_logs(c)) chaosi_emit(c, &o);
+}
+
+CHAOSI_FN void chaosi_log_state(chaos *c, const char *level, const char *action, const chaos_report *s)
+{
+    char buf[CHAOSI_LINE_MAX];
+    chaosi_out o;
+    if (!chaosi_logs(c)) return;
+    o = chaosi_line(c, buf, level, action);
+    chaosi_put_state(&o, s, c);
+    if (chaosi_is_active(s->state)) chaosi_put_experiment(&o, c);
+    if (strcmp(action, "heartbeat") == 0) {
+        chaosi_put_number(&o, "requests", (long long)s->requests);
+        chaosi_put_number(&o, "injected", (long long)chaosi_all_faults(c));
+    }
+    chaosi_emit(c, &o);
+}
+
+CHAOSI_FN void chaosi_log_problem(chaos *c, const chaos_report *s)
+{
+    char buf[CHAOSI_LINE_MAX], problem[sizeof c->problem];
+    chaosi_out o;
+    CHAOSI_LOCK(&c->lock);
+    memcpy(problem, c->problem, sizeof problem);
+    CHAOSI_UNLOCK(&c->lock);
+    chaosi_tell_event(c, CHAOS_EVENT_NOTE, s, problem);
+    if (!chaosi_logs(c)) return;
+    o = chaosi_line(c, buf, "warn", "fetch-failed");
+    chaosi_put_str(&o, "error", problem);
+    chaosi_put_state(&o, s, c);
+    chaosi_emit(c, &o);
+}
+
+/* Once a second while on: what was suppressed, and once a minute the heartbeat. */
+CHAOSI_FN void chaosi_tick(chaos *c)
+{
+    chaosi_u64 now = chaosi_now(c, false);
+    chaos_report s;
+    bool due;
+    chaosi_log_summary(c);
+    CHAOSI_LOCK(&c->lock);
+    due = CHAOSI_LOAD(&c->armed) && now >= c->next_beat;
+    if (due) c->next_beat = now + CHAOSI_BEAT_MS * CHAOSI_MS;
+    CHAOSI_UNLOCK(&c->lock);
+    if (!due) return;
+    chaosi_report(c, &s);
+    chaosi_log_state(c, "info", "heartbeat", &s);
+}
+
+CHAOSI_FN void chaosi_tell(chaos *c, chaosi_news what)
+{
+    chaos_report s;
+    if (what == CHAOSI_NEWS_TICK) {
+        chaosi_tick(c);
+        return;
+    }
+    chaosi_report(c, &s);
+    if (what == CHAOSI_NEWS_FETCH_FAILED) {
+        chaosi_log_problem(c, &s);
+        return;
+    }
+    chaosi_log_state(c, s.state == CHAOS_STATE_INVALID ? "error" : "info", what == CHAOSI_NEWS_CONFIG ? "config" : "state", &s);
+    chaosi_tell_event(c, what == CHAOSI_NEWS_CONFIG ? CHAOS_EVENT_CONFIG : CHAOS_EVENT_STATE, &s, s.reason);
+}
+
+/* ==== >>decide ================================================================================================ */
+/* Gates, judge, budgets, counters: the decision as a program meets it, and the waiting. */
+#define CHAOSI_BANDWIDTH_MODE CHAOS_KIND_COUNT /* its bit in chaos.modes */
+#define CHAOSI_MODES_IN_PROCESS (1u << CHAOS_PASS | 1u << CHAOS_DELAY | 1u << CHAOS_STATUS)
+
+/* A place of maxConcurrent, 0 = none free. Places are counters, odd while taken, so a repeated chaos_done finds nothing. */
+CHAOSI_FN chaosi_u32 chaosi_take_ticket(chaos *c, chaosi_u32 most, chaosi_u64 key)
+{
+    chaosi_u32 i, at, old;
+    for (i = 0; i < most; i++) {
+        at = (chaosi_u32)((key + i) % most);
+        old = CHAOSI_LOAD(&c->tickets[at]);
+        if (!(old & 1u) && CHAOSI_CAS(&c->tickets[at], &old, old + 1u)) return (old + 1u) << 12 | at;
+    }
+    return 0;
+}
+
+CHAOSI_FN void chaosi_give_ticket(chaos *c, chaosi_u32 ticket)
+{
+    chaosi_u32 *place = &c->tickets[ticket % CHAOS_MAX_CONCURRENT];
+    chaosi_u32 now = CHAOSI_LOAD(place);
+    if (ticket && (now & 1u) && now << 12 == (ticket & ~(chaosi_u32)(CHAOS_MAX_CONCURRENT - 1))) CHAOSI_CAS(place, &now, now + 1u);
+}
+
+/* One of maxFaults of this config. A reader of an older config gets none. */
+CHAOSI_FN bool chaosi_take_fault(chaos *c, chaosi_u32 most, chaosi_u32 serial)
+{
+    chaosi_u64 old = CHAOSI_LOAD(&c->budget), want;
+    do {
+        chaosi_u32 done = old >> 32 == serial ? (chaosi_u32)old : 0;
+        if (old >> 32 > serial || done >= most) return false;
+        want = (chaosi_u64)serial << 32 | (done + 1u);
+    } while (!CHAOSI_CAS(&c->budget, &old, want));
+    return true;
+}
+
+CHAOSI_FN bool chaosi_within_budget(chaos *c, const chaosi_hot *hot, chaos_verdict *v)
+{
+    if (hot->max_concurrent && !(v->ticket = chaosi_take_ticket(c, hot->max_concurrent, v->key))) return false;
+    if (!hot->max_faults || chaosi_take_fault(c, hot->max_faults, hot->serial)) return true;
+    chaosi_give_ticket(c, v->ticket);
+    return false;
+}
+
+CHAOSI_FN void chaosi_count_fault(chaos *c, const chaos_verdict *v)
+{
+    CHAOSI_ADD(&c->count.injected[v->kind], 1u);
+    if (v->delay_us) CHAOSI_ADD(&c->count.delay_ms, (chaosi_u64)v->delay_us / 1000);
+}
+
+CHAOSI_FN void chaosi_fault_event(chaos *c, const chaos_verdict *v, bool dry_run)
+{
+    chaos_event e;
+    memset(&e, 0, sizeof e);
+    e.kind = CHAOS_EVENT_FAULT;
+    e.state = dry_run ? CHAOS_STATE_DRY_RUN : CHAOS_STATE_ON;
+    e.reason = "";
+    e.verdict = v;
+    e.dry_run = dry_run;
+    c->desc.event(c->desc.event_user, &e);
+}
+
+/* A fault was rolled: may it happen, and who hears of it? Leaves v as it is to be carried out. */
+CHAOSI_FN void chaosi_settle_fault(chaos *c, const chaosi_hot *hot, chaos_verdict *v, chaosi_u64 mono, const char *rule)
+{
+    chaosi_u32 needs = 1u << v->kind | (v->bandwidth ? 1u << CHAOSI_BANDWIDTH_MODE : 0u);
+    if (CHAOSI_UNLIKELY((CHAOSI_LOAD(&c->modes) & needs) != needs)) {
+        CHAOSI_ADD(&c->count.unsupported, 1u);
+        chaosi_spare(v);
+        return;
+    }
+    if (!hot->dry_run && (hot->max_concurrent || hot->max_faults) && !chaosi_within_budget(c, hot, v)) {
+        CHAOSI_ADD(&c->count.over_budget, 1u);
+        chaosi_spare(v);
+        return;
+    }
+    if (chaosi_may_log(c, mono)) {
+        CHAOSI_ADD(&c->count.log_faults, 1u); /* before the fault is counted: the difference is what a summary tells */
+        chaosi_log_fault(c, v, rule, hot->dry_run);
+    }
+    if (CHAOSI_UNLIKELY(c->desc.event != NULL)) chaosi_fault_event(c, v, hot->dry_run);
+    if (hot->dry_run) {
+        CHAOSI_ADD(&c->count.would_inject, 1u);
+        chaosi_spare(v);
+        return;
+    }
+    chaosi_count_fault(c, v);
+}
+
+/* The four-key config: nothing to match but the default exclude, and that only when a fault would happen. */
+CHAOSI_FN chaos_verdict chaosi_judge_simple(const chaosi_hot *hot, const chaos_request *req, chaosi_u64 key, bool *excluded)
+{
+    chaosi_subject s;
+    chaos_verdict v = chaosi_roll_faults(&hot->fault, hot->base, key);
+    if (!chaosi_is_fault(&v)) return v;
+    *excluded = !chaosi_ready(&s, req) || chaosi_default_excluded(&s);
+    if (*excluded) chaosi_spare(&v);
+    return v;
+}
+
+CHAOSI_FN chaos_verdict chaosi_judge_slot(chaos *c, chaosi_hot *hot, const chaos_request *req, chaosi_u64 key, bool *excluded, char *rule)
+{
+    chaosi_u32 slot;
+    const chaos_config *cfg = chaosi_enter(c, &slot);
+    chaos_verdict v = chaosi_judge(cfg, req, key, excluded);
+    hot->version = c->slots[slot].version; /* it may be newer than the block read before */
+    hot->serial = c->slots[slot].serial;
+    hot->max_faults = cfg->max_faults;
+    hot->max_concurrent = cfg->max_concurrent;
+    hot->dry_run = cfg->dry_run;
+    if (chaosi_is_fault(&v) && v.rule >= 0) chaosi_copy(rule, 65, cfg->text + cfg->rules[v.rule].name.at);
+    chaosi_leave(c, slot);
+    return v;
+}
+
+CHAOSI_FN chaos_verdict chaosi_decide(chaos *c, const chaos_request *req)
+{
+    chaosi_hot hot;
+    chaosi_u64 mono = chaosi_now_coarse(c, false), key;
+    chaos_verdict v;
+    bool excluded = false;
+    char rule[65];
+    chaosi_read_hot(c, &hot);
+    if (CHAOSI_UNLIKELY(mono >= hot.until_mono || chaosi_now_coarse(c, true) >= hot.until_wall)) {
+        chaosi_notice(c);
+        return chaosi_pass();
+    }
+    rule[0] = 0;
+    key = CHAOSI_ADD(&c->requests, 1u);
+    key = req && req->key ? chaosi_hash(chaosi_given(req->key, req->key_len)) : chaosi_mix(c->instance_hash + key);
+    if (hot.simple) v = chaosi_judge_simple(&hot, req, key, &excluded);
+    else v = chaosi_judge_slot(c, &hot, req, key, &excluded, rule);
+    v.version = hot.version;
+    if (excluded) CHAOSI_ADD(&c->count.excluded, 1u);
+    else if (chaosi_is_fault(&v)) chaosi_settle_fault(c, &hot, &v, mono, rule);
+    return v;
+}
+
+/* Sleeps until the deadline (monotonic ns) while chaos is on. fd2 (-1 = none): return early when it is readable, too. */
+CHAOSI_FN void chaosi_wait(chaos *c, chaosi_u64 deadline, int fd2)
+{
+    CHAOSI_ENTER(&c->waiting, 1u);
+    while (CHAOSI_SEQ(&c->armed)) {
+        chaosi_hot hot;
+        chaosi_u64 now = chaosi_clock(false), rest, left;
+        chaosi_read_hot(c, &hot);
+        left = chaosi_now(c, false);
+        if (left >= hot.until_mono) chaosi_notice(c);
+        if (now >= deadline || left >= hot.until_mono) break;
+        rest = chaosi_min(deadline - now, c->desc.clock ? 20 * CHAOSI_MS : hot.until_mono - left);
+#ifdef CHAOSI_POSIX
+        if (getpid() != c->pid) chaosi_nap(chaosi_min(rest, 50 * CHAOSI_MS)); /* a fork's child: the pipe is the parent's */
+        else chaosi_sleep_until(now + rest, c->wake[0], fd2);
+        if (fd2 >= 0 && chaosi_readable(fd2)) break;
+#else
+        (void)fd2;
+        chaosi_nap(chaosi_min(rest, 20 * CHAOSI_MS));
+#endif
+    }
+    CHAOSI_ENTER(&c->waiting, ~0u);
+}
+
+/* The config a verdict came from, if it is still in use. */
+CHAOSI_FN const chaos_fault *chaosi_fault_of(const chaos_config *cfg, const chaosi_slot *slot, const chaos_verdict *v)
+{
+    if (slot->version != v->version || v->rule >= cfg->rule_count) return NULL;
+    return v->rule >= 0 ? &cfg->rules[v->rule].fault : &cfg->fault;
+}
+
+CHAOSI_FN size_t chaosi_body_of(chaos *c, const chaos_verdict *v, char *buf, size_t cap)
+{
+    chaosi_u32 slot;
+    const chaos_config *cfg = chaosi_enter(c, &slot);
+    const chaos_fault *f = chaosi_fault_of(cfg, &c->slots[slot], v);
+    chaosi_out o = chaosi_into(buf, cap);
+    if (f && f->error_body.len) chaosi_put(&o, cfg->text + f->error_body.at, f->error_body.len);
+    else chaosi_puts(&o, "fault injected on purpose (chaos.h)\n");
+    chaosi_leave(c, slot);
+    return o.len;
+}
+
+CHAOSI_FN int chaosi_retry_after_of(chaos *c, const chaos_verdict *v)
+{
+    chaosi_u32 slot;
+    const chaos_config *cfg = chaosi_enter(c, &slot);
+    const chaos_fault *f = chaosi_fault_of(cfg, &c->slots[slot], v);
+    int seconds = f ? f->retry_after : -1;
+    chaosi_leave(c, slot);
+    return seconds;
+}
+
+/* A real outcome, one that was not injected: status (0 = none) and duration. */
+CHAOSI_FN void chaosi_count_outcome(chaos *c, int status, chaosi_u64 us)
+{
+    CHAOSI_ADD(&c->count.outcomes[status >= 100 && status < 600 ? status / 100 : 0], 1u);
+    CHAOSI_ADD(&c->count.outcome_us, us);
+}
+
+#ifndef CHAOS_NO_PROXY
+/* ==== >>proxy ================================================================================================= */
+/* A blocking proxy. Workers accept for themselves; a worker serves one connection at a time in straight-line code: read a
+   head, decide, fault or forward, stream the reply. Upstream sockets live in a LIFO pool and are taken after the delay. */
+#define CHAOSI_BODY_BUFFER 65536u
+#define CHAOSI_HEAD_ROOM 2048u          /* what forwarding adds to a head */
+#define CHAOSI_SPARE_WORKERS 16         /* idle workers kept for the next connections */
+#define CHAOSI_POOL_IDLE_NS (30000 * CHAOSI_MS)
+#define CHAOSI_POST_IDLE_NS (500 * CHAOSI_MS)
+#define CHAOSI_INJECT_BODY_MAX 65536u   /* a request body this long is read before an injected answer, within 1 s */
+#define CHAOSI_HANG_MAX_NS (900000 * CHAOSI_MS)
+#define CHAOSI_MODES_PROXY                                                                                                              \
+    (CHAOSI_MODES_IN_PROCESS | 1u << CHAOS_RESET | 1u << CHAOS_CLOSE | 1u << CHAOS_HANG | 1u << CHAOSI_BANDWIDTH_MODE)
+
+typedef struct chaosi_idle {
+    int fd;
+    chaosi_u64 since;
+} chaosi_idle;
+
+typedef struct chaosi_proxy {
+    chaos *c;
+    chaos_proxy_desc d; /* defaults filled in */
+    int listener;
+    char host[256], host_port[300], prefix[1024]; /* of the upstream; host_port as Host would say it */
+    chaosi_address addresses[CHAOSI_ADDRESSES];
+    int address_count;
+    pthread_mutex_t lock; /* guards what follows */
+    struct chaosi_worker *workers;
+    int worker_count, idle_count, idle_upstreams;
+    chaosi_idle *pool; /* max_connections entries, the last one used on top */
+    pthread_t gone; /* the worker that left last, not joined yet */
+    bool has_gone;
+    chaosi_u32 stopping, hard;
+} chaosi_proxy;
+
+typedef enum chaosi_body { CHAOSI_BODY_NONE, CHAOSI_BODY_LENGTH, CHAOSI_BODY_CHUNKED, CHAOSI_BODY_CLOSE } chaosi_body;
+
+/* One direction of one message: raw bytes come into buf, are framed, and go out. */
+typedef struct chaosi_flow {
+    int from, to; /* to -1 = discard */
+    char *buf;
+    size_t cap, at, len; /* raw bytes at buf[at..at+len) */
+    chaosi_body body;
+    bool chunk_out; /* frame as chunked for the receiver */
+    chaosi_u64 left;
+    chaosi_chunked chunk;
+    struct iovec out[4]; /* what is on its way to `to` */
+    int out_count;
+    size_t used; /* raw bytes that `out` stands for */
+    size_t slice; /* most body bytes a piece, 0 = no limit (bandwidth) */
+    chaosi_u64 paced_until;
+    char size_line[24];
+    chaosi_u64 moved; /* bytes sent */
+    bool ended; /* the body's last byte has been framed */
+    bool done, eof, send_failed, bad;
+} chaosi_flow;
+
+typedef struct chaosi_worker {
+    chaosi_proxy *p;
+    struct chaosi_worker *next;
+    int client, upstream; /* -1 = none; changed under p->lock */
+    bool reused;          /* the upstream socket has served before */
+    char peer[64];
+    char *in, *rep, *out; /* client's bytes, upstream's bytes, the head being sent */
+    size_t in_cap, rep_cap, out_cap;
+    size_t in_len, rep_len;
+    size_t head_len; /* of the request in `in` */
+    chaosi_head req, reply;
+    chaosi_flow up, down;
+    chaos_verdict verdict;
+    bool replied; /* the client has got part of a final reply */
+    bool close;   /* the client's connection ends after this reply */
+    bool lingers; /* there may be unread input: a plain close would be an RST and could destroy the reply */
+} chaosi_worker;
+
+CHAOSI_FN chaosi_u64 chaosi_in(int ms) { return chaosi_clock(false) + (chaosi_u64)(unsigned)ms * CHAOSI_MS; }
+
+/* -- sockets of a worker; the lock keeps a hard stop from shutting down a number that was closed meanwhile -- */
+CHAOSI_FN void chaosi_set_fd(chaosi_worker *w, int *place, int fd)
+{
+    pthread_mutex_lock(&w->p->lock);
+    *place = fd;
+    if (fd >= 0 && CHAOSI_LOAD(&w->p->hard)) shutdown(fd, SHUT_RDWR);
+    pthread_mutex_unlock(&w->p->lock);
+}
+
+CHAOSI_FN void chaosi_drop_fd(chaosi_worker *w, int *place)
+{
+    int fd = *place;
+    if (fd < 0) return;
+    chaosi_set_fd(w, place, -1);
+    close(fd);
+}
+
+/* -- upstream -- */
+CHAOSI_FN bool chaosi_is_idempotent(const chaosi_head *h) /* RFC 9110 section 9.2.2 */
+{
+    static const char *const methods[] = {"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"};
+    size_t i;
+    for (i = 0; i < sizeof methods / sizeof methods[0]; i++)
+        if (chaosi_same(h->method, chaosi_str(methods[i]))) return true;
+    return false;
+}
+
+CHAOSI_FN bool chaosi_has_body(const chaosi_head *h) { return h->chunked || h->length > 0; }
+
+CHAOSI_FN chaosi_body chaosi_request_body(const chaosi_head *h)
+{
+    return h->chunked ? CHAOSI_BODY_CHUNKED : h->has_length ? CHAOSI_BODY_LENGTH : CHAOSI_BODY_NONE;
+}
+
+/* A pooled socket that is still good, -1 = none. */
+CHAOSI_FN int chaosi_pool_take(chaosi_worker *w, chaosi_u64 most_idle)
+{
+    chaosi_proxy *p = w->p;
+    chaosi_u64 now = chaosi_clock(false);
+    for (;;) {
+        chaosi_idle top;
+        top.fd = -1;
+        top.since = 0;
+        pthread_mutex_lock(&p->lock);
+        if (p->idle_upstreams && now < p->pool[p->idle_upstreams - 1].since + most_idle) w->upstream = (top = p->pool[--p->idle_upstreams]).fd;
+        pthread_mutex_unlock(&p->lock);
+        if (top.fd < 0 || chaosi_is_quiet(top.fd)) return top.fd;
+        chaosi_drop_fd(w, &w->upstream);
+    }
+}
+
+CHAOSI_FN void chaosi_pool_put(chaosi_worker *w)
+{
+    chaosi_proxy *p = w->p;
+    int fd = w->upstream;
+    bool kept;
+    pthread_mutex_lock(&p->lock);
+    kept = !CHAOSI_LOAD(&p->stopping) && p->idle_upstreams < p->d.max_connections;
+    if (kept) {
+        p->pool[p->idle_upstreams].fd = fd;
+        p->pool[p->idle_upstreams++].since = chaosi_clock(false);
+    }
+    w->upstream = -1;
+    pthread_mutex_unlock(&p->lock);
+    if (!kept) close(fd);
+}
+
+/* Closes pooled sockets that were idle for longer than `ns`; the oldest are at the bottom. */
+CHAOSI_FN void chaosi_pool_trim(chaosi_proxy *p, chaosi_u64 ns)
+{
+    chaosi_u64 now = chaosi_clock(false);
+    int n = 0, i;
+    pthread_mutex_lock(&p->lock);
+    while (n < p->idle_upstreams && now - p->pool[n].since >= ns) close(p->pool[n++].fd);
+    p->idle_upstreams -= n;
+    for (i = 0; i < p->idle_upstreams; i++) p->pool[i] = p->pool[i + n];
+    pthread_mutex_unlock(&p->lock);
+}
+
+/* Dials the addresses in turn until one answers. 0 = connected, else errno. */
+CHAOSI_FN int chaosi_dial_upstream(chaosi_worker *w)
+{
+    chaosi_proxy *p = w->p;
+    int i, problem = EHOSTUNREACH;
+    w->reused = false;
+    for (i = 0; i < p->address_count; i++) {
+        int fd = chaosi_socket(&p->addresses[i]);
+        if (fd < 0) return errno;
+        chaosi_set_fd(w, &w->upstream, fd);
+        problem = chaosi_connect(fd, &p->addresses[i], chaosi_in(p->d.connect_timeout));
+        if (!problem) return 0;
+        chaosi_drop_fd(w, &w->upstream);
+    }
+    return problem;
+}
+
+/* -- flows -- */
+CHAOSI_FN void chaosi_flow_start(chaosi_flow *f, int from, int to, char *buf, size_t cap, size_t len)
+{
+    memset(f, 0, sizeof *f);
+    f->from = from;
+    f->to = to;
+    f->buf = buf;
+    f->cap = cap;
+    f->len = len;
+}
+
+CHAOSI_FN void chaosi_flow_out(chaosi_flow *f, const void *at, size_t len)
+{
+    if (!len || f->to < 0) return;
+    f->out[f->out_count].iov_base = (void *)(size_t)at;
+    f->out[f->out_count++].iov_len = len;
+}
+
+CHAOSI_FN void chaosi_flow_body(chaosi_flow *f, chaosi_body body, chaosi_u64 length, bool chunk_out)
+{
+    f->body = body;
+    f->left = length;
+    f->chunk_out = chunk_out;
+    f->ended = body == CHAOSI_BODY_NONE || (body == CHAOSI_BODY_LENGTH && !length);
+}
+
+/* Frames some of the raw bytes. */
+CHAOSI_FN void chaosi_flow_frame(chaosi_flow *f)
+{
+    char *data = f->buf + f->at;
+    size_t most = f->slice && f->slice < f->len ? f->slice : f->len, made = most;
+    int r = 0;
+    f->used = most;
+    if (f->body == CHAOSI_BODY_LENGTH) {
+        if (made > f->left) made = f->used = (size_t)f->left;
+        f->left -= made;
+        f->ended = f->left == 0;
+    } else if (f->body == CHAOSI_BODY_CHUNKED) {
+        r = chaosi_chunked_feed(&f->chunk, data, most, &f->used, &made);
+        f->bad = r < 0;
+        f->ended = r > 0;
+        if (f->bad) return;
+    }
+    if (f->chunk_out && made) {
+        int n = snprintf(f->size_line, sizeof f->size_line, "%zx\r\n", made);
+        chaosi_flow_out(f, f->size_line, (size_t)n);
+    }
+    chaosi_flow_out(f, data, made);
+    if (f->chunk_out && made) chaosi_flow_out(f, f->ended ? "\r\n0\r\n\r\n" : "\r\n", f->ended ? 7 : 2);
+    else if (f->chunk_out && f->ended) chaosi_flow_out(f, "0\r\n\r\n", 5);
+}
+
+/* Sends what is framed. False = would block, or failed. */
+CHAOSI_FN bool chaosi_flow_send(chaosi_flow *f)
+{
+    struct msghdr m;
+    ssize_t n;
+    int i, k;
+    memset(&m, 0, sizeof m);
+    m.msg_iov = f->out;
+    m.msg_iovlen = (size_t)f->out_count; /* size_t on glibc, int elsewhere */
+    n = sendmsg(f->to, &m, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (n < 0) {
+        f->send_failed = !chaosi_would_block();
+        return false;
+    }
+    f->moved += (chaosi_u64)n;
+    for (i = 0; i < f->out_count && (size_t)n >= f->out[i].iov_len; i++) n -= (ssize_t)f->out[i].iov_len;
+    for (k = 0; i + k < f->out_count; k++) f->out[k] = f->out[i + k];
+    f->out_count = k;
+    if (k) {
+        f->out[0].iov_base = (char *)f->out[0].iov_base + n;
+        f->out[0].iov_len -= (size_t)n;
+    }
+    return true;
+}
+
+/* Frames and sends until it has to wait for room, for bytes, or for the pace. */
+CHAOSI_FN void chaosi_flow_push(chaosi_flow *f)
+{
+    while (!f->done && !f->bad && !f->send_failed) {
+        if (f->out_count) {
+            if (!chaosi_flow_send(f)) return;
+            continue;
+        }
+        f->at += f->used;
+        f->len -= f->used;
+        f->used = 0;
+        if (!f->len) f->at = 0;
+        if (f->ended) f->done = true;
+        else if (!f->len || (f->paced_until && chaosi_clock(false) < f->paced_until)) return;
+        else {
+            chaosi_flow_frame(f);
+            if (f->slice && f->paced_until) f->paced_until += 50 * CHAOSI_MS;
+        }
+    }
+}
+
+CHAOSI_FN bool chaosi_flow_wants_bytes(const chaosi_flow *f)
+{
+    return !f->done && !f->bad && !f->send_failed && !f->eof && !f->out_count && !f->ended && !f->len;
+}
+
+/* Reads once. False = nothing there now. */
+CHAOSI_FN bool chaosi_flow_fill(chaosi_flow *f)
+{
+    size_t most = f->cap;
+    ssize_t n;
+    if (f->body == CHAOSI_BODY_LENGTH && f->left < most) most = (size_t)f->left; /* never into the next message */
+    n = recv(f->from, f->buf, most, MSG_DONTWAIT);
+    if (n < 0 && chaosi_would_block()) return false;
+    if (n > 0) {
+        f->len = (size_t)n;
+        return true;
+    }
+    f->eof = true;
+    if (n == 0 && f->body == CHAOSI_BODY_CLOSE) f->done = true;
+    return false;
+}
+
+/* Moves bytes until it would block; bounded, so that the other direction gets its turn. */
+CHAOSI_FN void chaosi_flow_move(chaosi_flow *f)
+{
+    int rounds = 16;
+    chaosi_flow_push(f);
+    while (rounds-- > 0 && chaosi_flow_wants_bytes(f) && chaosi_flow_fill(f)) chaosi_flow_push(f);
+}
+
+CHAOSI_FN bool chaosi_flow_over(const chaosi_flow *f) { return f->done || f->bad || f->send_failed || f->eof; }
+
+/* Waits until one of the flows can move (or the upstream has something to say, when listening). 0 = timeout. */
+CHAOSI_FN int chaosi_flows_wait(chaosi_worker *w, bool listening, chaosi_u64 deadline)
+{
+    struct pollfd p[2];
+    chaosi_u64 now = chaosi_clock(false), ms = deadline > now ? (deadline - now + CHAOSI_MS - 1) / CHAOSI_MS : 0;
+    int r;
+    p[0].fd = w->client;
+    p[1].fd = w->upstream;
+    p[0].events = p[1].events = 0;
+    p[0].revents = p[1].revents = 0;
+    if (chaosi_flow_wants_bytes(&w->up)) p[0].events = (short)(p[0].events | POLLIN);
+    if (!chaosi_flow_over(&w->up) && w->up.out_count) p[1].events = (short)(p[1].events | POLLOUT);
+    if (listening || chaosi_flow_wants_bytes(&w->down)) p[1].events = (short)(p[1].events | POLLIN);
+    if (!listening && !chaosi_flow_over(&w->down) && w->down.out_count) p[0].events = (short)(p[0].events | POLLOUT);
+    if (!p[0].events) p[0].fd = -1; /* a hang-up we do not wait for must not spin */
+    if (!p[1].events) p[1].fd = -1;
+    do r = poll(p, 2, (int)chaosi_min(ms, 60000));
+    while (r < 0 && errno == EINTR);
+    if (r <= 0) return ms <= 60000 ? 0 : 1;
+    return 2 | (p[1].revents & (POLLIN | POLLHUP | POLLERR) ? 4 : 0);
+}
+
+/* -- replies of our own -- */
+CHAOSI_FN bool chaosi_bodiless(const chaosi_worker *w, int status)
+{
+    return status < 200 || status == 204 || status == 304 || chaosi_same(w->req.method, chaosi_str("HEAD"));
+}
+
+CHAOSI_FN void chaosi_put_connection(chaosi_out *o, const chaosi_worker *w)
+{
+    if (w->close) chaosi_puts(o, "Connection: close\r\n");
+    else if (w->req.minor == 0) chaosi_puts(o, "Connection: keep-alive\r\n");
+}
+
+/* A whole small reply; fields = its own lines. */
+CHAOSI_FN void chaosi_answer(chaosi_worker *w, int status, const char *fields, const char *body, size_t body_len)
+{
+    chaosi_out o = chaosi_into(w->out, w->out_cap);
+    char line[64];
+    snprintf(line, sizeof line, "HTTP/1.1 %d %s\r\n", status, chaosi_status_text(status));
+    chaosi_puts(&o, line);
+    chaosi_puts(&o, fields);
+    if (status >= 200 && status != 204) chaosi_put_framing(&o, false, true, body_len);
+    if (body_len) chaosi_puts(&o, "Content-Type: text/plain; charset=utf-8\r\n");
+    chaosi_put_connection(&o, w);
+    chaosi_puts(&o, "\r\n");
+    if (!chaosi_bodiless(w, status)) chaosi_put(&o, body, body_len);
+    w->replied = true;
+    if (!chaosi_send_all(w->client, w->out, o.len, chaosi_in(w->p->d.body_timeout))) w->close = true;
+}
+
+/* An error of the proxy itself: it closes, so that no byte of a refused message is taken for the next one. error: a word of
+   RFC 9209 section 2.3. */
+CHAOSI_FN void chaosi_refuse(chaosi_worker *w, int status, const char *error, const char *why)
+{
+    char fields[160], body[200];
+    int n = snprintf(body, sizeof body, "chaos-proxy: %s\n", why);
+    snprintf(fields, sizeof fields, "Proxy-Status: chaos; error=%s\r\n", error);
+    CHAOSI_ADD(status < 500 || status == 501 || status == 505 ? &w->p->c->count.rejected : &w->p->c->count.upstream_errors, 1u);
+    w->close = w->lingers = true;
+    if (w->replied) return;
+    chaosi_answer(w, status, fields, body, (size_t)n);
+}
+
+CHAOSI_FN void chaosi_refuse_head(chaosi_worker *w, int status)
+{
+    memset(&w->req, 0, offsetof(chaosi_head, fields)); /* nothing of a refused head is to be trusted */
+    w->req.method = chaosi_str("GET");
+    w->req.minor = 1;
+    if (status == 408) chaosi_refuse(w, 408, "http_request_error", "the request head took too long");
+    else if (status == 414) chaosi_refuse(w, 414, "http_request_error", "the request line is too long");
+    else if (status == 417) chaosi_refuse(w, 417, "http_request_error", "only 100-continue can be expected");
+    else if (status == 431) chaosi_refuse(w, 431, "http_request_error", "the request head is too large");
+    else if (status == 501) chaosi_refuse(w, 501, "http_request_error", "this method or transfer coding is not implemented");
+    else if (status == 505) chaosi_refuse(w, 505, "http_request_error", "only HTTP/1.0 and HTTP/1.1 are spoken here");
+    else chaosi_refuse(w, status, "http_request_error", "the request is not valid HTTP");
+}
+
+CHAOSI_FN void chaosi_refuse_dial(chaosi_worker *w, int problem)
+{
+    if (problem == ETIMEDOUT) chaosi_refuse(w, 504, "connection_timeout", "the upstream did not accept the connection in time");
+    else if (problem == ECONNREFUSED) chaosi_refuse(w, 502, "connection_refused", "the upstream refused the connection");
+    else if (problem == EMFILE || problem == ENFILE || problem == ENOBUFS || problem == ENOMEM)
+        chaosi_refuse(w, 503, "connection_limit_reached", "no descriptors or memory for another connection");
+    else chaosi_refuse(w, 502, "destination_unavailable", "the upstream cannot be reached");
+}
+
+/* -- reading a request -- */
+/* The bytes after the request move to the front. */
+CHAOSI_FN void chaosi_next_request(chaosi_worker *w, size_t at, size_t len)
+{
+    memmove(w->in, w->in + at, len);
+    w->in_len = len;
+}
+
+/* A head in w->in: 1 = w->req and w->head_len are set, 0 = the connection is over (answered if need be). */
+CHAOSI_FN int chaosi_read_head(chaosi_worker *w)
+{
+    chaosi_proxy *p = w->p;
+    bool fresh = true; /* there are bytes the parser has not seen */
+    chaosi_u64 deadline = chaosi_in(w->in_len ? p->d.head_timeout : p->d.idle_timeout);
+    for (;;) {
+        ssize_t n;
+        int r = fresh && w->in_len ? chaosi_http_request(&w->req, w->in, w->in_len) : 0, stop = 0;
+        if (r > p->d.head_limit || (r == 0 && w->in_len >= (size_t)p->d.head_limit)) r = memchr(w->in, '\n', w->in_len) ? -431 : -414;
+        if (r < 0) {
+            chaosi_refuse_head(w, -r);
+            return 0;
+        }
+        if (r > 0) {
+            w->head_len = (size_t)r;
+            return 1;
+        }
+        if (!chaosi_poll2(w->client, POLLIN, w->in_len ? -1 : p->c->stop[0], &stop, deadline) && !stop) {
+            if (w->in_len) chaosi_refuse_head(w, 408);
+            return 0;
+        }
+        n = recv(w->client, w->in + w->in_len, (size_t)p->d.head_limit - w->in_len, MSG_DONTWAIT);
+        if (n < 0 && chaosi_would_block() && !stop) continue;
+        if (n <= 0) return 0;
+        if (!w->in_len) deadline = chaosi_in(p->d.head_timeout);
+        fresh = memchr(w->in + w->in_len, '\n', (size_t)n) != NULL || w->in_len + (size_t)n >= (size_t)p->d.head_limit || !w->in_len;
+        w->in_len += (size_t)n;
+    }
+}
+
+/* -- deciding -- */
+CHAOSI_FN const char *chaosi_worker_header(void *user, const char *name, size_t *len)
+{
+    chaosi_span value = chaosi_field_value(&((chaosi_worker *)user)->req, name);
+    *len = value.len;
+    return value.at;
+}
+
+CHAOSI_FN void chaosi_ask(chaosi_worker *w)
+{
+    chaos_request r;
+    chaosi_span key = w->p->d.key_header ? chaosi_field_value(&w->req, w->p->d.key_header) : chaosi_of(NULL, 0);
+    memset(&r, 0, sizeof r);
+    r.method = w->req.method.at;
+    r.method_len = w->req.method.len;
+    r.path = w->req.path.len ? w->req.path.at : "/";
+    r.path_len = w->req.path.len;
+    r.key = key.len ? key.at : NULL;
+    r.key_len = key.len;
+    r.header = chaosi_worker_header;
+    r.user = w;
+    w->verdict = CHAOSI_LOAD(&w->p->c->armed) ? chaosi_decide(w->p->c, &r) : chaosi_pass();
+}
+
+/* Waits out an injected delay or hang; after a stop, no longer than the drain. True = the whole time passed. */
+CHAOSI_FN bool chaosi_hold(chaosi_worker *w, chaosi_u64 ns)
+{
+    chaosi_u64 deadline = chaosi_clock(false) + ns, drained;
+    chaosi_wait(w->p->c, deadline, w->p->c->stop[0]);
+    if (chaosi_clock(false) < deadline && CHAOSI_SEQ(&w->p->c->armed) && chaosi_readable(w->p->c->stop[0])) {
+        drained = chaosi_in(w->p->d.drain_timeout);
+        chaosi_wait(w->p->c, chaosi_min(deadline, drained), -1);
+    }
+    return chaosi_clock(false) >= deadline;
+}
+
+/* Reads and drops the request body, if it is short: true = the connection stays usable. */
+CHAOSI_FN bool chaosi_swallow_body(chaosi_worker *w)
+{
+    chaosi_u64 deadline = chaosi_in(1000);
+    chaosi_flow *f = &w->up;
+    size_t bytes = 0;
+    chaosi_flow_start(f, w->client, -1, w->in + w->head_len, w->in_cap - w->head_len, w->in_len - w->head_len);
+    chaosi_flow_body(f, chaosi_request_body(&w->req), w->req.length, false);
+    if (chaosi_has_body(&w->req) && (w->req.expects || w->req.length > CHAOSI_INJECT_BODY_MAX)) return false;
+    for (;;) {
+        bytes += f->len;
+        chaosi_flow_push(f);
+        if (chaosi_flow_over(f) || bytes > CHAOSI_INJECT_BODY_MAX) return f->done;
+        if (!chaosi_flow_fill(f) && !f->eof && !chaosi_poll(w->client, POLLIN, deadline)) return false;
+    }
+}
+
+/* The injected answer. */
+CHAOSI_FN void chaosi_inject_status(chaosi_worker *w)
+{
+    char fields[160], body[1088];
+    size_t len = chaosi_body_of(w->p->c, &w->verdict, body, sizeof body);
+    int after = chaosi_retry_after_of(w->p->c, &w->verdict);
+    int n = snprintf(fields, sizeof fields, "X-Chaos-Injected: %s\r\nCache-Control: no-store\r\n", chaos_kind_text(w->verdict.kind));
+    if (after >= 0) snprintf(fields + n, sizeof fields - (size_t)n, "Retry-After: %d\r\n", after);
+    if (w->verdict.status == 204 || w->verdict.status == 304) len = 0;
+    chaosi_answer(w, w->verdict.status, fields, body, len);
+}
+
+/* Faults that end the request here. True = the connection may go on with the next request. */
+CHAOSI_FN bool chaosi_inject(chaosi_worker *w)
+{
+    if (w->verdict.kind == CHAOS_RESET) {
+        chaosi_make_reset(w->client);
+        return false;
+    }
+    if (!chaosi_swallow_body(w)) w->close = w->lingers = true;
+    if (w->verdict.kind == CHAOS_STATUS) chaosi_inject_status(w);
+    return w->verdict.kind == CHAOS_STATUS && !w->close;
+}
+
+/* No reply until the client goes, chaos goes off, or the cap. True = chaos went off: the request goes on. */
+CHAOSI_FN bool chaosi_hang(chaosi_worker *w)
+{
+    chaosi_u64 end = chaosi_clock(false) + CHAOSI_HANG_MAX_NS;
+    while (chaosi_clock(false) < end) {
+        char byte;
+        ssize_t n;
+        chaosi_hold(w, 50 * CHAOSI_MS);
+        if (!CHAOSI_SEQ(&w->p->c->armed)) return true;
+        if (CHAOSI_LOAD(&w->p->stopping)) return false;
+        n = recv(w->client, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+        if (n == 0 || (n < 0 && !chaosi_would_block())) return false;
+    }
+    return false;
+}
+
+/* -- forwarding -- */
+CHAOSI_FN bool chaosi_put_upstream_head(chaosi_worker *w)
+{
+    chaosi_out o = chaosi_into(w->out, w->out_cap);
+    chaosi_span host = chaosi_field_value(&w->req, "host");
+    if (w->req.authority.len) host = w->req.authority;
+    if (w->p->d.host_header) host = chaosi_str(w->p->d.host_header);
+    if (!host.len) host = chaosi_str(w->p->host_port);
+    chaosi_put_request(&o, &w->req, w->p->prefix, host, w->peer);
+    chaosi_flow_start(&w->up, w->client, w->upstream, w->in + w->head_len, w->in_cap - w->head_len, w->in_len - w->head_len);
+    chaosi_flow_body(&w->up, chaosi_request_body(&w->req), w->req.length, w->req.chunked);
+    chaosi_flow_out(&w->up, w->out, o.len);
+    return o.len < o.cap;
+}
+
+/* Reads what the upstream sent so far: 1 = a head is in w->reply, 0 = not yet, -1 = garbage, -2 = closed, nothing read. */
+CHAOSI_FN int chaosi_reply_arrives(chaosi_worker *w, int *head_len)
+{
+    ssize_t n = recv(w->upstream, w->rep + w->rep_len, w->rep_cap - w->rep_len, MSG_DONTWAIT);
+    if (n < 0 && chaosi_would_block()) return 0;
+    if (n <= 0) return w->rep_len ? -1 : -2;
+    w->rep_len += (size_t)n;
+    *head_len = chaosi_http_reply(&w->reply, w->rep, w->rep_len);
+    if (*head_len < 0 || (*head_len ? *head_len : (int)w->rep_len) > w->p->d.head_limit) return -1;
+    return *head_len > 0;
+}
+
+/* An interim reply goes on to a client that can take it (not HTTP/1.0), and off the buffer. */
+CHAOSI_FN void chaosi_forward_interim(chaosi_worker *w, int head_len)
+{
+    chaosi_out o = chaosi_into(w->out, w->out_cap);
+    char line[64];
+    int i;
+    snprintf(line, sizeof line, "HTTP/1.1 %d %s\r\n", w->reply.status, w->reply.status == 100 ? "Continue" : "Interim");
+    chaosi_puts(&o, line);
+    for (i = 0; i < w->reply.count; i++)
+        if (!chaosi_is_hop_by_hop(&w->reply, w->reply.fields[i].name)) chaosi_copy_field(&o, &w->reply.fields[i]);
+    chaosi_puts(&o, "\r\n");
+    if (w->req.minor && w->reply.status != 101) chaosi_send_all(w->client, w->out, o.len, chaosi_in(w->p->d.body_timeout));
+    memmove(w->rep, w->rep + head_len, w->rep_len - (size_t)head_len);
+    w->rep_len -= (size_t)head_len;
+}
+
+typedef enum chaosi_outcome { CHAOSI_REPLY, CHAOSI_STALE, CHAOSI_FAILED_UPSTREAM, CHAOSI_TIMED_OUT, CHAOSI_BAD_REPLY, CHAOSI_BAD_BODY, CHAOSI_CLIENT_GONE } chaosi_outcome;
+
+/* A final head in w->rep? Interim ones are passed on. 1 = yes, 0 = not yet, <0 as chaosi_reply_arrives. */
+CHAOSI_FN int chaosi_final_head(chaosi_worker *w, int *head_len)
+{
+    int r = chaosi_reply_arrives(w, head_len);
+    while (r == 1 && w->reply.status < 200) {
+        if (w->reply.status == 101) return -1; /* nobody asked for it: Upgrade is not forwarded */
+        chaosi_forward_interim(w, *head_len);
+        *head_len = w->rep_len ? chaosi_http_reply(&w->reply, w->rep, w->rep_len) : 0;
+        r = *head_len < 0 ? -1 : *head_len > 0;
+    }
+    return r;
+}
+
+/* Sends the request, its body as it comes, until the final reply head is there. */
+CHAOSI_FN chaosi_outcome chaosi_ask_upstream(chaosi_worker *w, int *head_len)
+{
+    const chaos_proxy_desc *d = &w->p->d;
+    chaosi_u64 deadline = chaosi_in(d->reply_timeout);
+    w->rep_len = 0;
+    for (;;) {
+        chaosi_u64 moved = w->up.moved;
+        int r;
+        if (!chaosi_flow_over(&w->up)) chaosi_flow_move(&w->up);
+        if (w->up.bad) return CHAOSI_BAD_BODY;
+        if (w->up.eof && !w->up.done) return CHAOSI_CLIENT_GONE;
+        if (moved != w->up.moved) deadline = chaosi_in(chaosi_flow_over(&w->up) ? d->reply_timeout : d->body_timeout);
+        r = chaosi_flows_wait(w, true, deadline);
+        if (r == 0) return CHAOSI_TIMED_OUT;
+        if (!(r & 4)) continue;
+        r = chaosi_final_head(w, head_len);
+        if (r == 1) return CHAOSI_REPLY;
+        if (r == -2) return w->reused ? CHAOSI_STALE : CHAOSI_FAILED_UPSTREAM;
+        if (r < 0) return CHAOSI_BAD_REPLY;
+    }
+}
+
+/* One exchange up to the reply head, with one retry on a stale pooled socket when that is safe. */
+CHAOSI_FN chaosi_outcome chaosi_exchange(chaosi_worker *w, int *head_len)
+{
+    bool body = chaosi_has_body(&w->req), safe = chaosi_is_idempotent(&w->req) && !body;
+    chaosi_outcome outcome = CHAOSI_STALE;
+    int problem;
+    w->reused = chaosi_pool_take(w, safe ? CHAOSI_POOL_IDLE_NS : CHAOSI_POST_IDLE_NS) >= 0;
+    while (outcome == CHAOSI_STALE) {
+        if (w->upstream < 0 && (problem = chaosi_dial_upstream(w)) != 0) {
+            chaosi_refuse_dial(w, problem);
+            return CHAOSI_CLIENT_GONE;
+        }
+        if (!chaosi_put_upstream_head(w)) {
+            chaosi_refuse_head(w, 431);
+            return CHAOSI_CLIENT_GONE;
+        }
+        outcome = chaosi_ask_upstream(w, head_len);
+        if (outcome != CHAOSI_REPLY) chaosi_drop_fd(w, &w->upstream);
+        if (outcome == CHAOSI_STALE && !safe) outcome = CHAOSI_FAILED_UPSTREAM;
+    }
+    return outcome;
+}
+
+CHAOSI_FN void chaosi_refuse_outcome(chaosi_worker *w, chaosi_outcome outcome)
+{
+    switch (outcome) {
+    case CHAOSI_TIMED_OUT: chaosi_refuse(w, 504, "http_response_timeout", "the upstream did not answer in time"); break;
+    case CHAOSI_BAD_REPLY: chaosi_refuse(w, 502, "http_protocol_error", "the upstream's reply is not valid HTTP, or was cut"); break;
+    case CHAOSI_BAD_BODY: chaosi_refuse(w, 400, "http_request_error", "the request body is not valid chunked coding"); break;
+    case CHAOSI_FAILED_UPSTREAM: chaosi_refuse(w, 502, "connection_terminated", "the upstream closed without a reply"); break;
+    default: w->close = true;
+    }
+}
+
+/* How the reply's body is framed (RFC 9112 section 6.3). */
+CHAOSI_FN chaosi_body chaosi_reply_body(const chaosi_worker *w)
+{
+    if (chaosi_bodiless(w, w->reply.status)) return CHAOSI_BODY_NONE;
+    if (w->reply.chunked) return CHAOSI_BODY_CHUNKED;
+    return w->reply.has_length ? CHAOSI_BODY_LENGTH : CHAOSI_BODY_CLOSE;
+}
+
+/* The reply head as the client gets it. False = too large. */
+CHAOSI_FN bool chaosi_put_client_head(chaosi_worker *w, chaosi_body body, size_t *len)
+{
+    chaosi_out o = chaosi_into(w->out, w->out_cap);
+    bool marked = w->verdict.kind == CHAOS_DELAY;
+    char line[80];
+    int i;
+    snprintf(line, sizeof line, "HTTP/1.1 %d ", w->reply.status);
+    chaosi_puts(&o, line);
+    chaosi_put_span(&o, w->reply.reason);
+    chaosi_puts(&o, "\r\n");
+    for (i = 0; i < w->reply.count; i++) {
+        chaosi_span name = w->reply.fields[i].name;
+        if (chaosi_is_hop_by_hop(&w->reply, name)) continue;
+        if (marked && (chaosi_is(name, "cache-control") || chaosi_is(name, "etag") || chaosi_is(name, "last-modified") || chaosi_is(name, "age"))) continue;
+        chaosi_copy_field(&o, &w->reply.fields[i]);
+    }
+    if (marked) {
+        snprintf(line, sizeof line, "X-Chaos-Injected: latency\r\nX-Chaos-Delay-Ms: %u\r\n", w->verdict.delay_us / 1000);
+        chaosi_puts(&o, line);
+        chaosi_puts(&o, "Cache-Control: no-store\r\n");
+    }
+    chaosi_put_framing(&o, body == CHAOSI_BODY_CHUNKED && w->req.minor > 0, w->reply.has_length && w->reply.status != 204, w->reply.length);
+    chaosi_put_connection(&o, w);
+    chaosi_puts(&o, "\r\n");
+    *len = o.len;
+    return o.len < o.cap;
+}
+
+/* Streams the reply, and the rest of the request, until the reply is out. */
+CHAOSI_FN bool chaosi_stream(chaosi_worker *w)
+{
+    chaosi_flow *up = &w->up, *down = &w->down;
+    for (;;) {
+        chaosi_flow_move(down);
+        if (!chaosi_flow_over(up)) chaosi_flow_move(up);
+        if (chaosi_flow_over(down)) return down->done;
+        if (down->slice && down->paced_until > chaosi_clock(false)) {
+            chaosi_hold(w, down->paced_until - chaosi_clock(false));
+            if (!CHAOSI_SEQ(&w->p->c->armed)) down->paced_until = down->slice = 0;
+        } else if (!chaosi_flows_wait(w, false, chaosi_in(w->p->d.body_timeout))) {
+            return false;
+        }
+    }
+}
+
+/* The reply head is in w->rep: send it on, with its body. True = the client's connection may go on. */
+CHAOSI_FN bool chaosi_relay(chaosi_worker *w, int head_len)
+{
+    chaosi_body body = chaosi_reply_body(w);
+    chaosi_flow *down = &w->down;
+    size_t len;
+    bool whole;
+    if (!w->up.done) w->close = w->lingers = true; /* an early reply: the rest of the body is not wanted */
+    if (body == CHAOSI_BODY_CLOSE || (body == CHAOSI_BODY_CHUNKED && !w->req.minor)) w->close = true;
+    if (!chaosi_put_client_head(w, body, &len)) {
+        chaosi_refuse_outcome(w, CHAOSI_BAD_REPLY);
+        return false;
+    }
+    chaosi_flow_start(down, w->upstream, w->client, w->rep + head_len, w->rep_cap - (size_t)head_len, w->rep_len - (size_t)head_len);
+    chaosi_flow_body(down, body, w->reply.length, body == CHAOSI_BODY_CHUNKED && w->req.minor > 0);
+    chaosi_flow_out(down, w->out, len);
+    if (w->verdict.bandwidth) {
+        down->slice = (size_t)w->verdict.bandwidth * 1024 / 20 + 1; /* a twentieth of a second each */
+        down->paced_until = chaosi_clock(false);
+    }
+    w->replied = true;
+    whole = chaosi_stream(w);
+    CHAOSI_ADD(whole ? &w->p->c->count.proxied : &w->p->c->count.upstream_errors, 1u);
+    if (whole && w->up.done && !down->len && body != CHAOSI_BODY_CLOSE && w->reply.keep_alive) chaosi_pool_put(w);
+    if (!whole && body == CHAOSI_BODY_CLOSE) chaosi_make_reset(w->client); /* a cut message must look cut */
+    return whole && !w->close;
+}
+
+/* The upstream has done its work; its answer is thrown away. True = the client's connection may go on. */
+CHAOSI_FN bool chaosi_replace(chaosi_worker *w)
+{
+    if (!w->up.done) w->close = w->lingers = true;
+    if (w->verdict.kind == CHAOS_RESET) chaosi_make_reset(w->client);
+    else if (w->verdict.kind == CHAOS_HANG) chaosi_hang(w);
+    else if (w->verdict.kind == CHAOS_STATUS) chaosi_inject_status(w);
+    return w->verdict.kind == CHAOS_STATUS && !w->close;
+}
+
+/* Forwards the request. True = the client's connection may go on. */
+CHAOSI_FN bool chaosi_forward(chaosi_worker *w)
+{
+    chaosi_u64 start = chaosi_clock(false);
+    int head_len = 0;
+    chaosi_outcome outcome = chaosi_exchange(w, &head_len);
+    bool on = false;
+    if (outcome != CHAOSI_REPLY) chaosi_refuse_outcome(w, outcome);
+    else on = w->verdict.after ? chaosi_replace(w) : chaosi_relay(w, head_len);
+    chaosi_drop_fd(w, &w->upstream);
+    chaosi_count_outcome(w->p->c, outcome == CHAOSI_REPLY ? w->reply.status : 0, (chaosi_clock(false) - start) / 1000);
+    return on;
+}
+
+/* One request. True = the connection may go on with the next. */
+CHAOSI_FN bool chaosi_serve_one(chaosi_worker *w)
+{
+    bool on = false;
+    w->replied = w->close = w->lingers = false;
+    if (!chaosi_read_head(w)) return false;
+    w->close = !w->req.keep_alive || CHAOSI_LOAD(&w->p->stopping);
+    chaosi_ask(w);
+    if (w->verdict.kind == CHAOS_DELAY) chaosi_hold(w, (chaosi_u64)w->verdict.delay_us * 1000);
+    if (w->verdict.kind == CHAOS_HANG && !w->verdict.after && chaosi_hang(w)) chaosi_spare(&w->verdict);
+    if (w->verdict.kind <= CHAOS_DELAY || w->verdict.after) on = chaosi_forward(w);
+    else if (w->verdict.kind != CHAOS_HANG) on = chaosi_inject(w);
+    if (w->verdict.ticket) chaosi_give_ticket(w->p->c, w->verdict.ticket);
+    if (on) chaosi_next_request(w, w->head_len + w->up.at, w->up.len);
+    return on;
+}
+
+CHAOSI_FN void chaosi_serve(chaosi_worker *w)
+{
+    CHAOSI_ADD(&w->p->c->count.connections, 1u);
+    CHAOSI_ADD(&w->p->c->connections_now, 1u);
+    w->in_len = 0;
+    while (chaosi_serve_one(w)) {}
+    if (w->lingers && !CHAOSI_LOAD(&w->p->hard)) chaosi_linger(w->client, chaosi_in(1000));
+    chaosi_drop_fd(w, &w->client);
+    CHAOSI_ADD(&w->p->c->connections_now, ~0u);
+}
+
+/* -- workers -- */
+/* Waits for a connection; sees to it that another worker waits meanwhile. False = the proxy stops. */
+CHAOSI_FN bool chaosi_accept(chaosi_worker *w)
+{
+    struct sockaddr_storage addr;
+    chaosi_proxy *p = w->p;
+    for (;;) {
+        socklen_t len = sizeof addr;
+        int fd, one = 1;
+#ifndef __linux__ /* there, shutdown() of the listener wakes accept */
+        chaosi_poll2(p->listener, POLLIN, p->c->stop[0], NULL, CHAOSI_NEVER);
+#endif
+        fd = CHAOSI_SEQ(&p->stopping) ? -1 : accept(p->listener, (struct sockaddr *)(void *)&addr, &len);
+        if (fd >= 0) {
+            fcntl(fd, F_SETFD, FD_CLOEXEC);
+            setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+            chaosi_set_fd(w, &w->client, fd);
+            chaosi_name_address(&addr, len, true, w->peer, sizeof w->peer);
+            return true;
+        }
+        if (CHAOSI_SEQ(&p->stopping)) return false;
+        if (errno == ECONNABORTED || errno == EINTR || errno == EAGAIN) continue;
+        chaosi_pool_trim(p, 0); /* EMFILE, ENOMEM: give back what we can; the connection waits in the backlog */
+        chaosi_nap(20 * CHAOSI_MS);
+    }
+}
+
+static void *chaosi_worker_main(void *arg);
+
+/* Adds a worker; its places in worker_count and idle_count are taken already. False = it could not be had. */
+CHAOSI_FN bool chaosi_add_worker(chaosi_proxy *p)
+{
+    size_t head = (size_t)p->d.head_limit, in_cap = head + CHAOSI_BODY_BUFFER, out_cap = head + CHAOSI_HEAD_ROOM;
+    size_t self = (sizeof(chaosi_worker) + 63) / 64 * 64;
+    char *block = (char *)p->c->desc.alloc(p->c->desc.alloc_user, self + 2 * in_cap + out_cap);
+    chaosi_worker *w = (chaosi_worker *)(void *)block;
+    pthread_t thread;
+    bool started = false;
+    if (block) {
+        memset(w, 0, sizeof *w);
+        w->p = p;
+        w->client = w->upstream = -1;
+        w->in = block + self;
+        w->rep = w->in + in_cap;
+        w->out = w->rep + in_cap;
+        w->in_cap = w->rep_cap = in_cap;
+        w->out_cap = out_cap;
+        started = chaosi_thread(&thread, chaosi_worker_main, w);
+        if (!started) p->c->desc.free(p->c->desc.alloc_user, block);
+    }
+    if (started) return true;
+    pthread_mutex_lock(&p->lock);
+    p->worker_count--;
+    p->idle_count--;
+    pthread_mutex_unlock(&p->lock);
+    return false;
+}
+
+/* The worker has a connection: somebody else must wait for the next one, if the limit allows. */
+CHAOSI_FN void chaosi_leave_spare(chaosi_proxy *p)
+{
+    bool wanted;
+    pthread_mutex_lock(&p->lock);
+    p->idle_count--;
+    wanted = p->idle_count == 0 && p->worker_count < p->d.max_connections && !CHAOSI_LOAD(&p->stopping);
+    p->worker_count += wanted;
+    p->idle_count += wanted;
+    pthread_mutex_unlock(&p->lock);
+    if (wanted) chaosi_add_worker(p); /* when it cannot be had, this one just serves and comes back */
+}
+
+/* False = there are enough idle workers: this one may go. */
+CHAOSI_FN bool chaosi_stays(chaosi_proxy *p)
+{
+    bool stays;
+    pthread_mutex_lock(&p->lock);
+    stays = p->idle_count < CHAOSI_SPARE_WORKERS;
+    p->idle_count += stays;
+    pthread_mutex_unlock(&p->lock);
+    return stays;
+}
+
+CHAOSI_FN void chaosi_enlist(chaosi_worker *w)
+{
+    pthread_mutex_lock(&w->p->lock);
+    w->next = w->p->workers;
+    w->p->workers = w;
+    pthread_mutex_unlock(&w->p->lock);
+}
+
+/* Leaves the list, and leaves this thread for the next one that goes (or the run) to join. */
+CHAOSI_FN void chaosi_retire(chaosi_worker *w, bool was_idle)
+{
+    chaosi_proxy *p = w->p;
+    chaosi_worker **link = &p->workers;
+    pthread_t before = pthread_self();
+    bool has_before;
+    pthread_mutex_lock(&p->lock);
+    while (*link != w) link = &(*link)->next;
+    *link = w->next;
+    p->c->desc.free(p->c->desc.alloc_user, w);
+    has_before = p->has_gone;
+    if (has_before) before = p->gone;
+    p->gone = pthread_self();
+    p->has_gone = true;
+    pthread_mutex_unlock(&p->lock);
+    if (has_before) pthread_join(before, NULL);
+    pthread_mutex_lock(&p->lock);
+    p->idle_count -= was_idle;
+    p->worker_count--;
+    pthread_mutex_unlock(&p->lock);
+}
+
+static void *chaosi_worker_main(void *arg)
+{
+    chaosi_worker *w = (chaosi_worker *)arg;
+    chaosi_proxy *p = w->p;
+    bool idle = true;
+#ifdef __linux__ /* SCHED_BATCH: a woken worker does not preempt the one that woke it */
+    struct sched_param none;
+    memset(&none, 0, sizeof none);
+    pthread_setschedparam(pthread_self(), 3, &none);
+#endif
+    chaosi_enlist(w);
+    while (idle && chaosi_accept(w)) {
+        chaosi_leave_spare(p);
+        chaosi_serve(w);
+        idle = chaosi_stays(p);
+    }
+    chaosi_retire(w, idle);
+    return NULL;
+}
+
+/* -- the run -- */
+CHAOSI_FN chaos_result chaosi_parse_upstream(chaosi_proxy *p, chaos_error *err)
+{
+    const char *url = p->d.upstream, *rest, *slash;
+    chaosi_span authority;
+    char port[8] = "80";
+    size_t len;
+    if (!url) return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "no upstream: http://HOST[:PORT][/PREFIX]");
+    if (strncmp(url, "https://", 8) == 0) return chaosi_fail(err, CHAOS_ERR_UNSUPPORTED, "upstream %.100s: TLS is not in this version", url);
+    if (strncmp(url, "http://", 7) != 0) return chaosi_fail(err, CHAOS_ERR_ADDRESS, "upstream %.100s: must be http://HOST[:PORT][/PREFIX]", url);
+    rest = url + 7;
+    slash = strchr(rest, '/');
+    authority = chaosi_of(rest, slash ? (size_t)(slash - rest) : strlen(rest));
+    if (!chaosi_is_host(authority) || !chaosi_split_address(authority, true, p->host, sizeof p->host, port, sizeof port) || !p->host[0] || atoi(port) == 0)
+        return chaosi_fail(err, CHAOS_ERR_ADDRESS, "upstream %.100s: bad host or port", url);
+    memcpy(p->host_port, authority.at, authority.len);
+    len = slash ? strlen(slash) : 0;
+    while (len && slash[len - 1] == '/') len--;
+    if (len >= sizeof p->prefix || (len && strpbrk(slash, "?# \t\r\n")))
+        return chaosi_fail(err, CHAOS_ERR_ADDRESS, "upstream %.100s: the prefix must be a plain path", url);
+    if (len) memcpy(p->prefix, slash, len);
+    p->address_count = chaosi_resolve(p->host, port, p->addresses, CHAOSI_ADDRESSES, err);
+    return p->address_count ? CHAOS_OK : CHAOS_ERR_ADDRESS;
+}
+
+CHAOSI_FN chaos_result chaosi_open_listener(chaosi_proxy *p, chaos_error *err)
+{
+    char host[256] = "127.0.0.1", port[8] = "0", name[160];
+    chaosi_address a;
+    if (!chaosi_split_address(chaosi_str(p->d.listen), false, host, sizeof host, port, sizeof port))
+        return chaosi_fail(err, CHAOS_ERR_ADDRESS, "listen address %.100s: must be HOST:PORT, [V6]:PORT or PORT", p->d.listen);
+    if (chaosi_resolve(host, port, &a, 1, err) == 0) return CHAOS_ERR_ADDRESS;
+    p->listener = chaosi_listen(&a, 1024, p->d.listen, err);
+    if (p->listener < 0) return CHAOS_ERR_SYSTEM;
+    a.len = sizeof a.addr;
+    getsockname(p->listener, (struct sockaddr *)(void *)&a.addr, &a.len);
+    chaosi_name_address(&a.addr, a.len, false, name, sizeof name);
+    if (p->d.listening) p->d.listening(p->d.user, name);
+    return CHAOS_OK;
+}
+
+CHAOSI_FN chaos_result chaosi_limit(const char *name, int *value, int standard, int lo, int hi, chaos_error *err)
+{
+    if (*value == 0) *value = standard;
+    if (*value >= lo && *value <= hi) return CHAOS_OK;
+    return chaosi_fail(err, CHAOS_ERR_RANGE, "%s is out of range: %d..%d", name, lo, hi);
+}
+
+CHAOSI_FN chaos_result chaosi_proxy_limits(chaos_proxy_desc *d, chaos_error *err)
+{
+    struct rlimit files;
+    if (!d->listen) d->listen = "127.0.0.1:0";
+    if (d->drain_timeout == -1) d->drain_timeout = INT_MIN;
+    if (chaosi_limit("max_connections", &d->max_connections, 1024, 1, 1000000, err) || chaosi_limit("head_limit", &d->head_limit, 16384, 1024, 65536, err) ||
+        chaosi_limit("head_timeout", &d->head_timeout, 10000, 1, 86400000, err) || chaosi_limit("body_timeout", &d->body_timeout, 30000, 1, 86400000, err) ||
+        chaosi_limit("idle_timeout", &d->idle_timeout, 60000, 1, 86400000, err) ||
+        chaosi_limit("connect_timeout", &d->connect_timeout, 5000, 1, 86400000, err) ||
+        chaosi_limit("reply_timeout", &d->reply_timeout, 60000, 1, 86400000, err))
+        return CHAOS_ERR_RANGE;
+    if (d->drain_timeout == INT_MIN) d->drain_timeout = 0;
+    else if (chaosi_limit("drain_timeout", &d->drain_timeout, 10000, 1, 86400000, err)) return CHAOS_ERR_RANGE;
+    /* Two descriptors a connection, and some for everything else. */
+    if (getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur != RLIM_INFINITY && (files.rlim_cur - 32) / 2 < (rlim_t)d->max_connections)
+        d->max_connections = files.rlim_cur > 34 ? (int)((files.rlim_cur - 32) / 2) : 1;
+    return CHAOS_OK;
+}
+
+/* Waits until the last worker is gone, at most until the deadline. */
+CHAOSI_FN bool chaosi_wait_workers(chaosi_proxy *p, chaosi_u64 deadline)
+{
+    int left;
+    for (;;) {
+        pthread_mutex_lock(&p->lock);
+        left = p->worker_count;
+        pthread_mutex_unlock(&p->lock);
+        if (!left || chaosi_clock(false) >= deadline) return left == 0;
+        chaosi_nap(CHAOSI_MS);
+    }
+}
+
+/* Stop: no new connections, idle ones close, the rest has until the drain is over, then its sockets are shut. */
+CHAOSI_FN void chaosi_drain_workers(chaosi_proxy *p)
+{
+    chaosi_worker *w;
+    CHAOSI_ORDERED(&p->stopping, 1u);
+    shutdown(p->listener, SHUT_RDWR);
+    if (!chaosi_wait_workers(p, chaosi_in(p->d.drain_timeout))) {
+        pthread_mutex_lock(&p->lock);
+        CHAOSI_ORDERED(&p->hard, 1u);
+        for (w = p->workers; w; w = w->next) {
+            if (w->client >= 0) shutdown(w->client, SHUT_RDWR);
+            if (w->upstream >= 0) shutdown(w->upstream, SHUT_RDWR);
+        }
+        pthread_mutex_unlock(&p->lock);
+        chaosi_wait_workers(p, CHAOSI_NEVER);
+    }
+    if (p->has_gone) pthread_join(p->gone, NULL);
+    chaosi_pool_trim(p, 0);
+}
+
+CHAOSI_FN chaos_result chaosi_serve_all(chaosi_proxy *p, chaos_error *err)
+{
+    p->worker_count = p->idle_count = 1;
+    if (!chaosi_add_worker(p)) return chaosi_fail(err, CHAOS_ERR_MEMORY, "cannot start a worker thread");
+    while (!chaosi_readable(p->c->stop[0])) {
+        chaosi_sleep_until(chaosi_in(1000), p->c->stop[0], -1);
+        chaosi_pool_trim(p, CHAOSI_POOL_IDLE_NS);
+    }
+    chaosi_drain_workers(p);
+    return CHAOS_OK;
+}
+
+CHAOSI_FN chaos_result chaosi_proxy_run(chaos *c, const chaos_proxy_desc *d, chaos_error *err)
+{
+    chaos_proxy_desc full = *d;
+    chaosi_proxy *p;
+    chaos_result r = chaosi_proxy_limits(&full, err);
+    size_t self = (sizeof *p + 63) / 64 * 64;
+    if (r != CHAOS_OK) return r;
+    p = (chaosi_proxy *)c->desc.alloc(c->desc.alloc_user, self + sizeof(chaosi_idle) * (size_t)full.max_connections);
+    if (!p) return chaosi_fail(err, CHAOS_ERR_MEMORY, "out of memory");
+    memset(p, 0, sizeof *p);
+    p->c = c;
+    p->d = full;
+    p->listener = -1;
+    p->pool = (chaosi_idle *)(void *)((char *)p + self);
+    pthread_mutex_init(&p->lock, NULL);
+    CHAOSI_STORE(&c->modes, CHAOSI_MODES_PROXY);
+    r = chaosi_parse_upstream(p, err);
+    if (r == CHAOS_OK) r = chaosi_open_listener(p, err);
+    if (r == CHAOS_OK) r = chaosi_serve_all(p, err);
+    if (p->listener >= 0) close(p->listener);
+    CHAOSI_STORE(&c->modes, CHAOSI_MODES_IN_PROCESS);
+    chaosi_drain(c, c->stop[0]);
+    pthread_mutex_destroy(&p->lock);
+    c->desc.free(c->desc.alloc_user, p);
+    return r;
+}
+#endif /* CHAOS_NO_PROXY */
+
+/* ==== >>public ================================================================================================ */
+CHAOSI_FN void *chaosi_malloc(void *user, size_t size)
+{
+    (void)user;
+    return malloc(size);
+}
+
+CHAOSI_FN void chaosi_free(void *user, void *ptr)
+{
+    (void)user;
+    free(ptr);
+}
+
+CHAOSI_FN chaosi_u64 chaosi_random(const void *salt)
+{
+    chaosi_u64 x = 0;
+    FILE *f = fopen("/dev/urandom", "rb");
+    if (f && fread(&x, sizeof x, 1, f) != 1) x = 0;
+    if (f) fclose(f);
+    return chaosi_mix(x ^ chaosi_clock(true) ^ (chaosi_u64)(size_t)salt) >> 11; /* 53 bits: what a config may say */
+}
+
+CHAOSI_FN const char *chaosi_first(const char *a, const char *b) { return a && *a ? a : b; }
+
+/* Who this process is: told, or found in the environment. */
+CHAOSI_FN void chaosi_identify(chaos *c, const chaos_desc *d)
+{
+    char host[sizeof c->instance];
+    const char *task = chaosi_env("ECS_CONTAINER_METADATA_URI_V4"), *id = d->instance;
+    chaosi_copy(host, sizeof host, "localhost");
+#ifdef CHAOSI_POSIX
+    gethostname(host, sizeof host);
+    host[sizeof host - 1] = 0;
+#endif
+    if (task && strrchr(task, '/')) task = strrchr(task, '/') + 1;
+    id = chaosi_first(chaosi_first(chaosi_first(id, chaosi_env("CHAOS_INSTANCE")), chaosi_env("AWS_LAMBDA_LOG_STREAM_NAME")), chaosi_first(task, host));
+    chaosi_copy(c->instance, sizeof c->instance, id);
+    chaosi_copy(c->service, sizeof c->service, chaosi_first(chaosi_first(d->service, chaosi_env("CHAOS_SERVICE")), chaosi_env("AWS_LAMBDA_FUNCTION_NAME")));
+    c->instance_hash = chaosi_hash(chaosi_str(c->instance));
+}
+
+CHAOSI_FN chaos_result chaosi_desc_check(const chaos_desc *d, chaos_error *err)
+{
+    if (!d->alloc != !d->free) return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "alloc and free: both or neither");
+    if (d->ttl_ms && (d->ttl_ms < 10 || d->ttl_ms > 86400000)) return chaosi_fail(err, CHAOS_ERR_RANGE, "ttl_ms is out of range: 10..86400000");
+    if (d->max_stale_ms < -1 || d->max_stale_ms > 86400000) return chaosi_fail(err, CHAOS_ERR_RANGE, "max_stale_ms is out of range: -1..86400000");
+    return CHAOS_OK;
+}
+
+CHAOSI_FN bool chaosi_open_pipes(chaos *c, chaos_error *err)
+{
+#ifdef CHAOSI_POSIX
+    c->pid = getpid();
+    c->wake[0] = c->wake[1] = c->stop[0] = c->stop[1] = c->poke[0] = c->poke[1] = -1;
+    if (!chaosi_pipe(c->wake) || !chaosi_pipe(c->stop) || !chaosi_pipe(c->poke)) {
+        chaosi_fail(err, CHAOS_ERR_SYSTEM, "pipe: %s", strerror(errno));
+        return false;
+    }
+#else
+    (void)c;
+    (void)err;
+#endif
+    return true;
+}
+
+CHAOSI_FN void chaosi_release(chaos *c)
+{
+    chaos_desc d = c->desc;
+#ifdef CHAOSI_POSIX
+    int i;
+    for (i = 0; i < 2; i++) {
+        if (c->wake[i] >= 0) close(c->wake[i]);
+        if (c->stop[i] >= 0) close(c->stop[i]);
+        if (c->poke[i] >= 0) close(c->poke[i]);
+    }
+    if (c->log_fd_own) close(c->log_fd);
+#endif
+#ifdef CHAOSI_THREADS
+    pthread_mutex_destroy(&c->lock);
+    pthread_mutex_destroy(&c->fetch_lock);
+#endif
+    d.free(d.alloc_user, c);
+}
+
+/* One block: the handle, its slots, places and bytes. */
+CHAOSI_FN chaos *chaosi_allocate(const chaos_desc *d)
+{
+    size_t self = (sizeof(chaos) + 63) / 64 * 64, slots = (sizeof(chaosi_slot) * CHAOSI_SLOTS + 63) / 64 * 64;
+    size_t tickets = sizeof(chaosi_u32) * CHAOS_MAX_CONCURRENT;
+    void *(*alloc)(void *, size_t) = d->alloc ? d->alloc : chaosi_malloc;
+    char *block = (char *)alloc(d->alloc_user, self + slots + tickets + CHAOS_CONFIG_INPUT_MAX + 1);
+    chaos *c = (chaos *)(void *)block;
+    if (!block) return NULL;
+    memset(block, 0, self + slots + tickets);
+    c->desc = *d;
+    c->desc.alloc = alloc;
+    c->desc.free = d->free ? d->free : chaosi_free;
+    c->slots = (chaosi_slot *)(void *)(block + self);
+    c->tickets = (chaosi_u32 *)(void *)(block + self + slots);
+    c->bytes = block + self + slots + tickets;
+    return c;
+}
+
+/* The first config: local sources at once, others are the refresher's. */
+CHAOSI_FN void chaosi_first_config(chaos *c, const char *text)
+{
+    chaos_fetched got;
+    chaos_error err;
+    memset(&got, 0, sizeof got);
+    chaosi_no_error(&err);
+    if (c->source.scheme == CHAOSI_INLINE) {
+        chaosi_apply(c, chaosi_put_bytes(text, c->bytes, CHAOS_CONFIG_INPUT_MAX + 1, &got.len), &got, &err);
+    } else if (c->source.scheme == CHAOSI_ENV || c->source.scheme == CHAOSI_FILE) {
+        chaosi_refresh(c, false, &err);
+    } else {
+        CHAOSI_LOCK(&c->lock);
+        chaosi_copy(c->problem, sizeof c->problem, c->source.fetched ? "" : "no config source");
+        chaosi_settle(c);
+        if (!c->source.fetched) c->next_fetch = CHAOSI_NEVER;
+        CHAOSI_UNLOCK(&c->lock);
+    }
+}
+
+CHAOSI_FN chaos *chaosi_open(const chaos_desc *d, chaos_error *err)
+{
+    const char *text = d->config ? d->config : chaosi_env("CHAOS_CONFIG"), *disable = chaosi_env("CHAOS_DISABLE");
+    chaosi_source source;
+    chaos *c;
+    chaosi_no_error(err);
+    if (chaosi_desc_check(d, err) != CHAOS_OK || chaosi_source_of(&source, d, text, err) != CHAOS_OK) return NULL;
+    c = chaosi_allocate(d);
+    if (!c) {
+        chaosi_fail(err, CHAOS_ERR_MEMORY, "out of memory");
+        return NULL;
+    }
+#ifdef CHAOSI_THREADS
+    pthread_mutex_init(&c->lock, NULL);
+    pthread_mutex_init(&c->fetch_lock, NULL);
+#endif
+    c->source = source;
+    c->tell = chaosi_tell;
+    c->modes = CHAOSI_MODES_IN_PROCESS;
+    c->seed = chaosi_random(c);
+    c->killed = disable && strcmp(disable, "0") != 0 ? 2 : 0;
+    chaosi_identify(c, d);
+    chaosi_log_open(c);
+    if (!chaosi_open_pipes(c, err)) {
+        chaosi_release(c);
+        return NULL;
+    }
+#ifdef CHAOSI_POSIX
+    chaosi_ring(c, c->wake[1]); /* not on */
+#endif
+    chaosi_first_config(c, text);
+    chaosi_log_open_line(c);
+#ifdef CHAOSI_THREADS
+    c->has_refresher = !d->no_thread && source.scheme != CHAOSI_NONE && c->killed != 2;
+    if (c->has_refresher && !chaosi_thread(&c->refresher, chaosi_refresher, c)) {
+        chaosi_fail(err, CHAOS_ERR_SYSTEM, "cannot start the refresher thread");
+        chaosi_release(c);
+        return NULL;
+    }
+#endif
+    return c;
+}
+
+CHAOSI_FN void chaosi_disarm(chaos *c)
+{
+    CHAOSI_ORDERED(&c->armed, 0u);
+#ifdef CHAOSI_POSIX
+    chaosi_ring(c, c->wake[1]);
+#endif
+}
+
+CHAOSI_FN void chaosi_close(chaos *c)
+{
+#ifdef CHAOSI_THREADS
+    CHAOSI_ORDERED(&c->closing, 1u);
+    chaosi_ring(c, c->poke[1]);
+    if (c->has_refresher && getpid() == c->pid) pthread_join(c->refresher, NULL);
+#endif
+    chaosi_disarm(c);
+    while (CHAOSI_SEQ(&c->waiting)) chaosi_nap(CHAOSI_MS);
+    chaosi_log_summary(c);
+    chaosi_release(c);
+}
+
+chaos *chaos_open(const chaos_desc *desc, chaos_error *err)
+{
+    chaos_desc none;
+    memset(&none, 0, sizeof none);
+    return chaosi_open(desc ? desc : &none, err);
+}
+
+void chaos_close(chaos *c)
+{
+    if (c) chaosi_close(c);
+}
+
+chaos_verdict chaos_decide(chaos *c, const chaos_request *req)
+{
+    if (!c || !CHAOSI_LOAD(&c->armed)) return chaosi_pass();
+    return chaosi_decide(c, req);
+}
+
+void chaos_wait(chaos *c, const chaos_verdict *v)
+{
+    if (c && v->delay_us) chaosi_wait(c, chaosi_clock(false) + (chaosi_u64)v->delay_us * 1000, -1);
+}
+
+void chaos_done(chaos *c, const chaos_verdict *v, int status, unsigned long long us)
+{
+    if (!c) return;
+    if (v->ticket) chaosi_give_ticket(c, v->ticket);
+    chaosi_count_outcome(c, status, us);
+}
+
+size_t chaos_verdict_body(chaos *c, const chaos_verdict *v, char *buf, size_t cap)
+{
+    if (c) return chaosi_body_of(c, v, buf, cap);
+    if (cap) buf[0] = 0;
+    return 0;
+}
+
+int chaos_verdict_retry_after(chaos *c, const chaos_verdict *v) { return c ? chaosi_retry_after_of(c, v) : -1; }
+
+int chaos_wake_fd(chaos *c)
+{
+#ifdef CHAOSI_POSIX
+    return c ? c->wake[0] : -1;
+#else
+    (void)c;
+    return -1;
+#endif
+}
+
+chaos_result chaos_refresh(chaos *c, chaos_error *err)
+{
+    chaos_error local;
+    if (!err) err = &local;
+    chaosi_no_error(err);
+    if (!c || c->source.fetched) return c ? chaosi_refresh(c, true, err) : CHAOS_OK;
+    chaosi_notice(c);
+    return CHAOS_OK;
+}
+
+void chaos_off(chaos *c)
+{
+    if (!c) return;
+    if (!CHAOSI_SEQ(&c->killed)) CHAOSI_ORDERED(&c->killed, 1u);
+    chaosi_disarm(c);
+}
+
+void chaos_stats(chaos *c, chaos_report *out)
+{
+    if (c) {
+        chaosi_report(c, out);
+        return;
+    }
+    memset(out, 0, sizeof *out);
+    out->age_ms = -1;
+    chaosi_copy(out->reason, sizeof out->reason, "no handle");
+}
+
+bool chaos_get_config(chaos *c, chaos_config *out)
+{
+    bool good = false;
+    if (!c) return false;
+    CHAOSI_LOCK(&c->lock);
+    good = c->loaded == CHAOSI_LOADED_GOOD;
+    if (good) *out = c->slots[c->current].cfg;
+    CHAOSI_UNLOCK(&c->lock);
+    return good;
+}
+
+chaos_result chaos_proxy_run(chaos *c, const chaos_proxy_desc *desc, chaos_error *err)
+{
+    chaosi_no_error(err);
+    if (!c || !desc) return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "chaos_proxy_run needs a handle and a desc");
+#ifdef CHAOS_NO_PROXY
+    return chaosi_fail(err, CHAOS_ERR_COMPILED_OUT, "the proxy is compiled out (CHAOS_NO_PROXY)");
+#else
+    return chaosi_proxy_run(c, desc, err);
+#endif
+}
+
+void chaos_proxy_stop(chaos *c)
+{
+#ifdef CHAOSI_POSIX
+    if (c) chaosi_ring(c, c->stop[1]);
+#else
+    (void)c;
+#endif
+}
+#endif /* CHAOS_COMPILE_OUT */
+
+const char *chaos_version(void) { return CHAOS_VERSION; }
+
+const char *chaos_result_text(chaos_result code)
+{
+    return (unsigned)code < CHAOS_RESULT_COUNT ? chaosi_result_texts[code] : "unknown result";
+}
+
+const char *chaos_kind_text(int kind) { return kind >= 0 && kind < CHAOS_KIND_COUNT ? chaosi_kind_texts[kind] : "unknown"; }
+
+const char *chaos_state_text(chaos_state state)
+{
+    return (unsigned)state < CHAOS_STATE_COUNT ? chaosi_state_texts[state] : "unknown";
+}
+
+chaos_result chaos_json_check(const char *text, size_t len, chaos_error *err) { return chaosi_json_check(text, len, err); }
+
+chaos_result chaos_config_parse(chaos_config *out, const char *json, size_t len, chaos_error *err)
+{
+    return chaosi_config_parse(out, json, len, err);
+}
+
+size_t chaos_config_format(const chaos_config *cfg, char *buf, size_t cap) { return chaosi_config_format(cfg, buf, cap); }
+
+chaos_verdict chaos_judge(const chaos_config *cfg, const chaos_request *req, unsigned long long key)
+{
+    bool excluded;
+    return chaosi_judge(cfg, req, key, &excluded);
+}
+
+#endif /* CHAOS_IMPLEMENTATION_ONCE */
+#endif /* CHAOS_IMPLEMENTATION */

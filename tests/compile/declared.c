@@ -1,0 +1,2 @@
+/* Nothing but the declarations. */
+#include "chaos.h"

@@ -1,0 +1,53 @@
+#!/bin/sh
+# makefile.sh - the Makefile's promises, in a copy of the repository: whose flags are whose, what is rebuilt, install.
+# shellcheck disable=SC2016,SC2034  # the commands are expanded by eval, in check
+set -u
+top=$(cd "$(dirname "$0")/../.." && pwd) || exit 1
+dir=$(mktemp -d) || exit 1
+trap 'rm -rf "$dir"' EXIT
+mkdir "$dir/copy" && cp -R "$top/chaos.h" "$top/Makefile" "$top/examples" "$dir/copy" && cd "$dir/copy" || exit 1
+unset MAKEFLAGS MFLAGS MAKELEVEL
+make=${MAKE:-make}
+passed=0 failed=0 skipped=0
+
+# check NAME COMMAND: passes when the shell command does.
+check() {
+    if (eval "$2") >"$dir/out" 2>&1; then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        echo "FAIL $1"
+        head -n 20 "$dir/out" | sed 's/^/     /'
+    fi
+}
+
+check "all is the default, and builds with two jobs" '$make -j2 && [ -x build/chaos-proxy ] && [ -x build/chaos-upstream ] && [ -x build/chaos-middleware ]'
+check "nothing is built twice" '$make | grep -qi "nothing to be done"'
+check "a changed header rebuilds" 'sleep 0.01; touch chaos.h; $make -n | grep -c "proxy.c" | grep -qx 1'
+check "the user s flags come last, ours stay" \
+    '$make -n -B CC=other CFLAGS=-O3 CPPFLAGS=-DX=1 LDFLAGS=-Lfoo LDLIBS=-lbar | grep -E "^other .*-std=c99 .*-Wconversion.*-pthread.* -DX=1 -O3 .*proxy\.c -Lfoo -lbar"'
+check "CFLAGS may come from the environment" 'CFLAGS=-O1 $make -n -B | grep -q " -O1 "'
+check "a command of two words is a compiler" '$make -n -B CC="ccache cc" static all | grep -q "^ccache cc -std=c99"'
+check "install and uninstall" '
+    $make install DESTDIR="$dir/root" PREFIX=/opt/x &&
+    cmp chaos.h "$dir/root/opt/x/include/chaos.h" && "$dir/root/opt/x/bin/chaos-proxy" --version &&
+    grep -x "prefix=/opt/x" "$dir/root/opt/x/lib/pkgconfig/chaos.pc" &&
+    grep -x "Version: $(build/chaos-proxy --version | sed -n "1s/chaos-proxy //p")" "$dir/root/opt/x/lib/pkgconfig/chaos.pc" &&
+    $make uninstall DESTDIR="$dir/root" PREFIX=/opt/x && [ -z "$(find "$dir/root" -type f)" ]'
+check "lambda and layer say that they are not there" '! $make lambda && ! $make layer && $make lambda 2>&1 | grep -q "not in this version"'
+check "help names every target" 'for t in $(sed -n "s/^\.PHONY: //p" Makefile); do [ "$t" = all ] || $make help | grep -qw "$t" || { echo "$t"; exit 1; }; done'
+check "output stands in build/ only" '[ -z "$(find . -newer Makefile -type f ! -path "./build/*" ! -name chaos.h)" ]'
+check "clean" '$make clean && [ ! -e build ]'
+if command -v clang >/dev/null; then
+    check "clang -O3 -Werror" '$make -j2 CC=clang CFLAGS="-O3 -Werror"'
+elif [ "${CHAOS_CI-}" = 1 ]; then
+    failed=$((failed + 1)); echo "FAIL clang is not installed"
+else
+    skipped=$((skipped + 1)); echo "skip clang: not installed"
+fi
+check "static programs need no library" '$make -j2 static && build/static/chaos-proxy --version && ! (ldd build/static/chaos-proxy | grep "=>")'
+
+printf '%d passed, %d failed' $passed $failed
+if [ $skipped -gt 0 ]; then printf ', %d skipped' $skipped; fi
+echo
+[ $failed -eq 0 ]

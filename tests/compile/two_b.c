@@ -1,0 +1,3 @@
+/* ... and this one calls it. */
+#include "chaos.h"
+#include "main.h"

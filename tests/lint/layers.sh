@@ -1,0 +1,74 @@
+#!/bin/sh
+# layers.sh [HEADER] - the sections of chaos.h: their order, and what each may not touch. Prints one line per offence.
+set -u
+here=$(dirname "$0")
+awk -f "$here/strip.awk" "${1:-$here/../../chaos.h}" | awk '
+function say(text) { print "line " NR ", >>" section ": " text; bad = 1 }
+function forbid(list, what) { deny[list] = deny[list] "" (deny[list] ? "|" : "") what }
+
+BEGIN {
+    order["public"] = " features version options result config verdict handle proxy lambda ssm"
+    order["implementation"] = " platform base json config judge source cache http net telemetry decide proxy public"
+
+    alloc = "(malloc|calloc|realloc|free|alloc|chaosi_alloc[a-z_]*|chaosi_free[a-z_]*)[ ]*\\("
+    files = "(fopen|fclose|fread|fwrite|fprintf|fputs|fflush|printf|puts|perror|open|openat|read|write|pread|pwrite|stat|fstat|unlink|pipe|pipe2|getenv|posix_spawn)[ ]*\\("
+    sockets = "(socket|socketpair|bind|listen|accept|accept4|connect|shutdown|send|sendto|sendmsg|recv|recvfrom|recvmsg|setsockopt|getsockopt|getsockname|getpeername|getaddrinfo|splice|chaosi_net_[a-z_]+)[ ]*\\("
+    waiting = "(poll|ppoll|select|nanosleep|clock_nanosleep|usleep|sleep|pthread_cond_[a-z]+|pthread_join)[ ]*\\("
+    clock = "(clock_gettime|gettimeofday|time|chaosi_clock[a-z_]*|chaosi_now[a-z_]*)[ ]*\\("
+    atomics = "(__atomic_[a-z_]+|__sync_[a-z_]+|chaosi_atomic_[a-z_]+|chaosi_load[a-z_0-9]*|chaosi_store[a-z_0-9]*)[ ]*\\("
+    json = "chaosi_json_[a-z_]+"
+    threads = "(pthread_[a-z_]+)[ ]*\\("
+
+    forbid("base", files); forbid("base", sockets); forbid("base", waiting)
+    forbid("json", alloc); forbid("json", files); forbid("json", sockets); forbid("json", waiting); forbid("json", clock); forbid("json", atomics); forbid("json", threads)
+    forbid("config", files); forbid("config", sockets); forbid("config", waiting); forbid("config", atomics); forbid("config", threads)
+    forbid("judge", alloc); forbid("judge", files); forbid("judge", sockets); forbid("judge", waiting); forbid("judge", clock); forbid("judge", threads)
+    forbid("source", sockets); forbid("source", json); forbid("source", "chaos_config_parse|chaos_fault|chaos_rule|chaos_match")
+    forbid("cache", sockets); forbid("cache", json)
+    forbid("http", alloc); forbid("http", files); forbid("http", sockets); forbid("http", waiting)
+    forbid("net", "chaosi_http_[a-z_]+|chaosi_head|chaos_config_[a-z_]+|chaosi_config_[a-z_]+|chaosi_judge[a-z_]*")
+    forbid("telemetry", sockets)
+    forbid("decide", sockets); forbid("decide", files); forbid("decide", json); forbid("decide", alloc)
+    forbid("public", sockets)
+}
+
+/^#ifdef CHAOS_IMPLEMENTATION$/ { half = "implementation"; section = ""; depth = 0 }
+/^@mark / {
+    if (!half) half = "public"
+    section = $2; seen[half] = seen[half] " " section; statement = ""
+    next
+}
+
+# Words must stand alone, but p->free( and desc.alloc( count as well.
+section && half == "implementation" && (section in deny) {
+    rest = $0
+    while (match(rest, "(" deny[section] ")")) {
+        before = RSTART > 1 ? substr(rest, RSTART - 1, 1) : ""
+        word = substr(rest, RSTART, RLENGTH)
+        if (before !~ /[A-Za-z0-9_]/) say("must not touch " word)
+        rest = substr(rest, RSTART + (RLENGTH > 1 ? RLENGTH : 1))
+    }
+}
+
+# A static function declared ahead of its body hides a section that uses one below it.
+half == "implementation" && !/^#/ && !continued {
+    n = length($0)
+    for (i = 1; i <= n; i++) {
+        ch = substr($0, i, 1)
+        if (ch == "{") { depth++; statement = "" }
+        else if (ch == "}") { if (depth > 0) depth--; if (!depth) statement = "" }
+        else if (!depth && ch == ";") {
+            if (statement ~ /chaosi?_[a-z0-9_]+[ ]*\(.*\)[ ]*$/ && statement !~ /typedef|=|CHAOS_API|__attribute__/) say("forward declaration:" statement)
+            statement = ""
+        }
+        else if (!depth) statement = statement ch
+    }
+    if (!depth) statement = statement " "
+}
+{ continued = /\\$/ && (/^#/ || continued) }
+
+END {
+    section = "marks"
+    for (h in order) if (seen[h] != order[h]) say("sections of the " h " half are" seen[h] ", should be" order[h])
+    exit bad
+}'
