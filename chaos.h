@@ -263,7 +263,7 @@ typedef struct chaos_report {
     unsigned long long excluded;                   /* spared by `exclude` when a fault would have happened */
     unsigned long long over_budget;                /* spared by maxFaults or maxConcurrent */
     unsigned long long unsupported;                /* spared because this mode cannot do that fault */
-    unsigned long long delay_ms;                   /* sum of injected delays */
+    unsigned long long delay_ms;                   /* time spent in injected delays, as waited */
     unsigned long long waiting;                    /* in chaos_wait at this moment */
     unsigned long long outcomes[6];                /* real outcomes told to chaos_done: other, 1xx .. 5xx */
     unsigned long long outcome_us;                 /* their summed durations */
@@ -455,11 +455,13 @@ CHAOS_POINT(void, chaos_proxy_stop, (chaos * c), (void)c)
 
 #if defined(__GNUC__) || defined(__clang__)
 #define CHAOSI_FN static __attribute__((unused))
+#define CHAOSI_HOT static inline __attribute__((unused, always_inline))
 #define CHAOSI_COLD static __attribute__((unused, noinline, cold))
 #define CHAOSI_PRINTF(fmt, args) __attribute__((format(printf, fmt, args)))
 #define CHAOSI_UNLIKELY(x) __builtin_expect(!!(x), 0)
 #else
 #define CHAOSI_FN static
+#define CHAOSI_HOT static
 #define CHAOSI_COLD static
 #define CHAOSI_PRINTF(fmt, args)
 #define CHAOSI_UNLIKELY(x) (x)
@@ -1908,25 +1910,21 @@ CHAOSI_FN unsigned chaosi_delay_us(const chaos_fault *f, chaosi_u32 roll)
 }
 
 /* The rolls on one set of fault keys; base = mix(seed ^ hash of the rule's name). An error short-circuits the delay. */
-CHAOSI_FN chaos_verdict chaosi_roll_faults(const chaos_fault *f, chaosi_u64 base, chaosi_u64 key)
+CHAOSI_FN void chaosi_roll_faults(const chaos_fault *f, chaosi_u64 base, chaosi_u64 key, chaos_verdict *v)
 {
-    chaos_verdict v;
     chaosi_u32 roll = chaosi_roll(base, key, CHAOSI_ROLL_ERROR);
-    memset(&v, 0, sizeof v);
-    v.key = key;
-    v.rule = -1;
-    v.roll = (chaosi_u16)chaosi_of_10000(roll);
+    v->key = key;
+    v->roll = (chaosi_u16)chaosi_of_10000(roll);
     if (chaosi_hits(roll, f->error_rate)) {
-        v.kind = f->error_mode;
-        v.after = f->error_after;
-        v.status = f->error_mode == CHAOS_STATUS ? f->error_status : 0;
-        return v;
+        v->kind = f->error_mode;
+        v->after = f->error_after;
+        v->status = f->error_mode == CHAOS_STATUS ? f->error_status : 0;
+        return;
     }
-    v.bandwidth = f->bandwidth;
-    if (f->latency_rate < 100 && !chaosi_hits(chaosi_roll(base, key, CHAOSI_ROLL_DELAY), f->latency_rate)) return v;
-    v.delay_us = chaosi_delay_us(f, f->latency_kind ? chaosi_roll(base, key, CHAOSI_ROLL_AMOUNT) : 0);
-    if (v.delay_us) v.kind = CHAOS_DELAY;
-    return v;
+    v->bandwidth = f->bandwidth;
+    if (f->latency_rate < 100 && !chaosi_hits(chaosi_roll(base, key, CHAOSI_ROLL_DELAY), f->latency_rate)) return;
+    v->delay_us = chaosi_delay_us(f, f->latency_kind ? chaosi_roll(base, key, CHAOSI_ROLL_AMOUNT) : 0);
+    if (v->delay_us) v->kind = CHAOS_DELAY;
 }
 
 /* Glob: `*` matches any run without `stop`, `**` any run; all else stands for itself. stop 0 = both match any run. */
@@ -1967,7 +1965,7 @@ CHAOSI_FN bool chaosi_glob(chaosi_span pattern, chaosi_span text, char stop)
 /* A request made ready for matching: spans, the path decoded and without its query. */
 typedef struct chaosi_subject {
     const chaos_request *req;
-    chaosi_span method, path;
+    chaosi_span path;
     char decoded[CHAOSI_PATH_MAX];
 } chaosi_subject;
 
@@ -1992,14 +1990,13 @@ CHAOSI_FN chaosi_span chaosi_decode_path(chaosi_span raw, char *to)
 /* False = the path is too long to look at. */
 CHAOSI_FN bool chaosi_ready(chaosi_subject *s, const chaos_request *req)
 {
-    const char *query;
+    chaosi_span raw = chaosi_given(req ? req->path : NULL, req ? req->path_len : 0);
+    size_t n = 0;
+    bool encoded = false;
+    for (; n < raw.len && raw.at[n] != '?'; n++) encoded = encoded || raw.at[n] == '%';
+    if (n > CHAOSI_PATH_MAX) return false;
     s->req = req;
-    s->method = chaosi_given(req ? req->method : NULL, req ? req->method_len : 0);
-    s->path = chaosi_given(req ? req->path : NULL, req ? req->path_len : 0);
-    query = s->path.len ? (const char *)memchr(s->path.at, '?', s->path.len) : NULL;
-    if (query) s->path.len = (size_t)(query - s->path.at);
-    if (s->path.len > CHAOSI_PATH_MAX) return false;
-    if (s->path.len && memchr(s->path.at, '%', s->path.len)) s->path = chaosi_decode_path(s->path, s->decoded);
+    s->path = encoded ? chaosi_decode_path(chaosi_of(raw.at, n), s->decoded) : chaosi_of(raw.at, n);
     return true;
 }
 
@@ -2023,7 +2020,8 @@ CHAOSI_FN bool chaosi_matches(const chaos_config *cfg, const chaos_match *m, con
 {
     int i;
     if (m->methods.count) {
-        for (i = 0; i < m->methods.count && !chaosi_same(chaosi_item(cfg, m->methods, i), s->method); i++) {}
+        chaosi_span method = chaosi_given(s->req ? s->req->method : NULL, s->req ? s->req->method_len : 0);
+        for (i = 0; i < m->methods.count && !chaosi_same(chaosi_item(cfg, m->methods, i), method); i++) {}
         if (i == m->methods.count) return false;
     }
     if (m->paths.count && !chaosi_any_path(cfg, m->paths, s->path)) return false;
@@ -2034,15 +2032,16 @@ CHAOSI_FN bool chaosi_matches(const chaos_config *cfg, const chaos_match *m, con
     return true;
 }
 
-/* The list that spares health checks when `exclude` is not given. */
+/* The list that spares health checks when `exclude` is not given. "/healthz" is in "/health*". */
 CHAOSI_FN bool chaosi_default_excluded(const chaosi_subject *s)
 {
-    static const char *const paths[] = {"/health*", "/healthz", "/livez", "/readyz", "/ping"};
+    static const chaosi_span paths[] = {{"/health*", 8}, {"/livez", 6}, {"/readyz", 7}, {"/ping", 5}};
     static const char *const agents[] = {"ELB-HealthChecker/*", "kube-probe/*", "Amazon-Route53-Health-Check-Service*"};
     chaosi_span agent;
     size_t i;
-    for (i = 0; i < sizeof paths / sizeof paths[0]; i++)
-        if (chaosi_glob(chaosi_str(paths[i]), s->path, '/')) return true;
+    for (i = 0; s->path.len > 1 && i < sizeof paths / sizeof paths[0]; i++)
+        if (paths[i].at[1] == s->path.at[1] && chaosi_glob(paths[i], s->path, '/')) return true;
+    if (!s->req || !s->req->header) return false;
     agent = chaosi_header_of(s, "user-agent");
     for (i = 0; agent.at && i < sizeof agents / sizeof agents[0]; i++)
         if (chaosi_glob(chaosi_str(agents[i]), agent, 0)) return true;
@@ -2056,12 +2055,10 @@ CHAOSI_FN bool chaosi_excluded(const chaos_config *cfg, const chaosi_subject *s)
 
 CHAOSI_FN bool chaosi_is_fault(const chaos_verdict *v) { return v->kind != CHAOS_PASS || v->bandwidth; }
 
-CHAOSI_FN chaos_verdict chaosi_pass(void)
+CHAOSI_FN void chaosi_pass(chaos_verdict *v)
 {
-    chaos_verdict v;
-    memset(&v, 0, sizeof v);
-    v.rule = -1;
-    return v;
+    memset(v, 0, sizeof *v);
+    v->rule = -1;
 }
 
 /* Takes the fault out of a verdict; what was rolled stays. */
@@ -2073,28 +2070,26 @@ CHAOSI_FN void chaosi_spare(chaos_verdict *v)
     v->delay_us = v->bandwidth = v->ticket = 0;
 }
 
-/* Match and rolls; *excluded = a fault would have happened but for `exclude`. */
-CHAOSI_FN chaos_verdict chaosi_judge(const chaos_config *cfg, const chaos_request *req, chaosi_u64 key, bool *excluded)
+/* Match and rolls. True = a fault would have happened but for `exclude`. */
+CHAOSI_FN bool chaosi_judge(const chaos_config *cfg, const chaos_request *req, chaosi_u64 key, chaos_verdict *v)
 {
     chaosi_subject s;
     chaosi_u64 rule_hash = 0;
     const chaos_fault *fault = &cfg->fault;
-    chaos_verdict v = chaosi_pass();
-    int rule = -1;
-    *excluded = false;
-    if (!cfg->enabled || !chaosi_ready(&s, req) || !chaosi_matches(cfg, &cfg->match, &s)) return v;
+    chaosi_pass(v);
+    if (!cfg->enabled || !chaosi_ready(&s, req) || !chaosi_matches(cfg, &cfg->match, &s)) return false;
     if (cfg->rule_count) {
-        for (rule = 0; rule < cfg->rule_count && !chaosi_matches(cfg, &cfg->rules[rule].match, &s); rule++) {}
-        if (rule == cfg->rule_count) return v;
+        int rule = 0;
+        while (rule < cfg->rule_count && !chaosi_matches(cfg, &cfg->rules[rule].match, &s)) rule++;
+        if (rule == cfg->rule_count) return false;
         fault = &cfg->rules[rule].fault;
         rule_hash = chaosi_hash(chaosi_text_of(cfg, cfg->rules[rule].name));
+        v->rule = (short)rule;
     }
-    v = chaosi_roll_faults(fault, chaosi_mix(cfg->seed ^ rule_hash), key);
-    v.rule = (short)rule;
-    if (!chaosi_is_fault(&v) || !chaosi_excluded(cfg, &s)) return v;
-    *excluded = true;
-    chaosi_spare(&v);
-    return v;
+    chaosi_roll_faults(fault, chaosi_mix(cfg->seed ^ rule_hash), key, v);
+    if (!chaosi_is_fault(v) || !chaosi_excluded(cfg, &s)) return false;
+    chaosi_spare(v);
+    return true;
 }
 
 /* Share of instances: the hash of the id alone, so that it is sticky over experiments and nested as it grows. 0..99. */
@@ -2350,17 +2345,19 @@ CHAOSI_FN chaosi_u64 chaosi_later(chaosi_u64 a, chaosi_u64 b) { return a > CHAOS
 
 CHAOSI_FN chaosi_u64 chaosi_min(chaosi_u64 a, chaosi_u64 b) { return a < b ? a : b; }
 
-CHAOSI_FN void chaosi_read_hot(chaos *c, chaosi_hot *out)
+CHAOSI_HOT void chaosi_read_hot(chaos *c, chaosi_hot *out)
 {
-    chaosi_u64 words[CHAOSI_HOT_WORDS];
     chaosi_u32 before, after;
+    chaosi_u64 word;
     size_t i;
     do {
         before = CHAOSI_ACQUIRE(&c->sequence);
-        for (i = 0; i < CHAOSI_HOT_WORDS; i++) words[i] = CHAOSI_ACQUIRE(&c->hot[i]);
+        for (i = 0; i < CHAOSI_HOT_WORDS; i++) {
+            word = CHAOSI_ACQUIRE(&c->hot[i]);
+            memcpy((char *)out + i * sizeof word, &word, sizeof word);
+        }
         after = CHAOSI_LOAD(&c->sequence);
     } while (CHAOSI_UNLIKELY(before != after || (before & 1u)));
-    memcpy(out, words, sizeof *out);
 }
 
 /* Under lock. The word stores are releases, so that no reader sees one of them without the odd sequence. */
@@ -3706,12 +3703,6 @@ CHAOSI_FN bool chaosi_within_budget(chaos *c, const chaosi_hot *hot, chaos_verdi
     return false;
 }
 
-CHAOSI_FN void chaosi_count_fault(chaos *c, const chaos_verdict *v)
-{
-    CHAOSI_ADD(&c->count.injected[v->kind], 1u);
-    if (v->delay_us) CHAOSI_ADD(&c->count.delay_ms, (chaosi_u64)v->delay_us / 1000);
-}
-
 CHAOSI_FN void chaosi_fault_event(chaos *c, const chaos_verdict *v, bool dry_run)
 {
     chaos_event e;
@@ -3748,61 +3739,60 @@ CHAOSI_FN void chaosi_settle_fault(chaos *c, const chaosi_hot *hot, chaos_verdic
         chaosi_spare(v);
         return;
     }
-    chaosi_count_fault(c, v);
+    CHAOSI_ADD(&c->count.injected[v->kind], 1u);
 }
 
 /* The four-key config: nothing to match but the default exclude, and that only when a fault would happen. */
-CHAOSI_FN chaos_verdict chaosi_judge_simple(const chaosi_hot *hot, const chaos_request *req, chaosi_u64 key, bool *excluded)
+CHAOSI_FN bool chaosi_judge_simple(const chaosi_hot *hot, const chaos_request *req, chaosi_u64 key, chaos_verdict *v)
 {
     chaosi_subject s;
-    chaos_verdict v = chaosi_roll_faults(&hot->fault, hot->base, key);
-    if (!chaosi_is_fault(&v)) return v;
-    *excluded = !chaosi_ready(&s, req) || chaosi_default_excluded(&s);
-    if (*excluded) chaosi_spare(&v);
-    return v;
+    chaosi_pass(v);
+    chaosi_roll_faults(&hot->fault, hot->base, key, v);
+    if (!chaosi_is_fault(v) || (chaosi_ready(&s, req) && !chaosi_default_excluded(&s))) return false;
+    chaosi_spare(v);
+    return true;
 }
 
-CHAOSI_FN chaos_verdict chaosi_judge_slot(chaos *c, chaosi_hot *hot, const chaos_request *req, chaosi_u64 key, bool *excluded, char *rule)
+CHAOSI_FN bool chaosi_judge_slot(chaos *c, chaosi_hot *hot, const chaos_request *req, chaosi_u64 key, chaos_verdict *v, char *rule)
 {
     chaosi_u32 slot;
     const chaos_config *cfg = chaosi_enter(c, &slot);
-    chaos_verdict v = chaosi_judge(cfg, req, key, excluded);
+    bool excluded = chaosi_judge(cfg, req, key, v);
     hot->version = c->slots[slot].version; /* it may be newer than the block read before */
     hot->serial = c->slots[slot].serial;
     hot->max_faults = cfg->max_faults;
     hot->max_concurrent = cfg->max_concurrent;
     hot->dry_run = cfg->dry_run;
-    if (chaosi_is_fault(&v) && v.rule >= 0) chaosi_copy(rule, 65, cfg->text + cfg->rules[v.rule].name.at);
+    if (chaosi_is_fault(v) && v->rule >= 0) chaosi_copy(rule, 65, cfg->text + cfg->rules[v->rule].name.at);
     chaosi_leave(c, slot);
-    return v;
+    return excluded;
 }
 
-CHAOSI_FN chaos_verdict chaosi_decide(chaos *c, const chaos_request *req)
+CHAOSI_FN void chaosi_decide(chaos *c, const chaos_request *req, chaos_verdict *v)
 {
     chaosi_hot hot;
     chaosi_u64 mono = chaosi_now_coarse(c, false), key;
-    chaos_verdict v;
-    bool excluded = false;
+    bool excluded;
     char rule[65];
     chaosi_read_hot(c, &hot);
     if (CHAOSI_UNLIKELY(mono >= hot.until_mono || chaosi_now_coarse(c, true) >= hot.until_wall)) {
         chaosi_notice(c);
-        return chaosi_pass();
+        chaosi_pass(v);
+        return;
     }
     rule[0] = 0;
     key = CHAOSI_ADD(&c->requests, 1u);
     key = req && req->key ? chaosi_hash(chaosi_given(req->key, req->key_len)) : chaosi_mix(c->instance_hash + key);
-    if (hot.simple) v = chaosi_judge_simple(&hot, req, key, &excluded);
-    else v = chaosi_judge_slot(c, &hot, req, key, &excluded, rule);
-    v.version = hot.version;
+    excluded = hot.simple ? chaosi_judge_simple(&hot, req, key, v) : chaosi_judge_slot(c, &hot, req, key, v, rule);
+    v->version = hot.version;
     if (excluded) CHAOSI_ADD(&c->count.excluded, 1u);
-    else if (chaosi_is_fault(&v)) chaosi_settle_fault(c, &hot, &v, mono, rule);
-    return v;
+    else if (chaosi_is_fault(v)) chaosi_settle_fault(c, &hot, v, mono, rule);
 }
 
 /* Sleeps until the deadline (monotonic ns) while chaos is on. fd2 (-1 = none): return early when it is readable, too. */
 CHAOSI_FN void chaosi_wait(chaos *c, chaosi_u64 deadline, int fd2)
 {
+    chaosi_u64 start = chaosi_clock(false);
     CHAOSI_ENTER(&c->waiting, 1u);
     while (CHAOSI_SEQ(&c->armed)) {
         chaosi_hot hot;
@@ -3821,6 +3811,7 @@ CHAOSI_FN void chaosi_wait(chaos *c, chaosi_u64 deadline, int fd2)
         chaosi_nap(chaosi_min(rest, 20 * CHAOSI_MS));
 #endif
     }
+    CHAOSI_ADD(&c->count.delay_ms, (chaosi_clock(false) - start) / CHAOSI_MS);
     CHAOSI_ENTER(&c->waiting, ~0u);
 }
 
@@ -4310,7 +4301,8 @@ CHAOSI_FN void chaosi_ask(chaosi_worker *w)
     r.key_len = key.len;
     r.header = chaosi_worker_header;
     r.user = w;
-    w->verdict = CHAOSI_LOAD(&w->p->c->armed) ? chaosi_decide(w->p->c, &r) : chaosi_pass();
+    if (CHAOSI_LOAD(&w->p->c->armed)) chaosi_decide(w->p->c, &r, &w->verdict);
+    else chaosi_pass(&w->verdict);
 }
 
 /* Waits out an injected delay or hang; after a stop, no longer than the drain. True = the whole time passed. */
@@ -5105,8 +5097,10 @@ void chaos_close(chaos *c)
 
 chaos_verdict chaos_decide(chaos *c, const chaos_request *req)
 {
-    if (!c || !CHAOSI_LOAD(&c->armed)) return chaosi_pass();
-    return chaosi_decide(c, req);
+    chaos_verdict v;
+    if (CHAOSI_UNLIKELY(c && CHAOSI_LOAD(&c->armed))) chaosi_decide(c, req, &v);
+    else chaosi_pass(&v);
+    return v;
 }
 
 void chaos_wait(chaos *c, const chaos_verdict *v)
@@ -5225,8 +5219,9 @@ size_t chaos_config_format(const chaos_config *cfg, char *buf, size_t cap) { ret
 
 chaos_verdict chaos_judge(const chaos_config *cfg, const chaos_request *req, unsigned long long key)
 {
-    bool excluded;
-    return chaosi_judge(cfg, req, key, &excluded);
+    chaos_verdict v;
+    chaosi_judge(cfg, req, key, &v);
+    return v;
 }
 
 #endif /* CHAOS_IMPLEMENTATION_ONCE */

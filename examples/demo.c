@@ -37,9 +37,9 @@ typedef struct sample {
 
 typedef struct phase {
     const char *name, *config;
-    bool chaos;              /* what every answer must be once the config is in force */
-    sample seen[TOTAL];      /* EACH per client, taken after that client saw the config in force */
-    double settled_ms;       /* from the file's change to the last answer of the old kind */
+    bool chaos;         /* what every answer must be once the config is in force */
+    sample seen[TOTAL]; /* EACH per client, taken after that client saw the config in force */
+    double settled_ms;  /* from the file's change to the last answer of the old kind */
     double p50, p95, p99;
     int ok, injected, other;
 } phase;
@@ -59,8 +59,8 @@ static phase phases[PHASES] = {
 static pid_t children[2];
 static char folder[64], config_path[96];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static int asked;           /* requests sent in this phase */
-static double changed_at;   /* when its config was put in place, 0 = not yet */
+static int asked;         /* requests sent in this phase */
+static double changed_at; /* when its config was put in place, 0 = not yet */
 
 static double now_ms(void)
 {
@@ -102,7 +102,8 @@ static void put_config(const char *text)
     FILE *f;
     snprintf(temporary, sizeof temporary, "%s.new", config_path);
     f = fopen(temporary, "w");
-    if (!f || fputs(text, f) < 0 || fclose(f) != 0 || rename(temporary, config_path) != 0) fail(config_path, strerror(errno));
+    if (!f || fputs(text, f) < 0 || fclose(f) != 0 || rename(temporary, config_path) != 0)
+        fail(config_path, strerror(errno));
 }
 
 /* Starts a program of the build folder and returns the port of its "... listening on ADDR:PORT" line. */
@@ -157,7 +158,7 @@ static int dial(int port)
 /* One request and its whole reply on a connection that stays open. False = the connection broke. */
 static bool ask(int fd, sample *s)
 {
-    static const char request[] = "GET /orders/7 HTTP/1.1\r\nHost: demo\r\n\r\n";
+    static const char request[] = "GET / HTTP/1.1\r\nHost: demo\r\n\r\n";
     char buf[8192], *end = NULL, *line;
     size_t have = 0, body = 0;
     double began = now_ms();
@@ -262,8 +263,11 @@ static void print_table(void)
 /* One row per range of times, one column per phase; a mark stands for TOTAL / 20 requests, begun ones counted. */
 static void print_histogram(void)
 {
-    static const struct { double below; const char *name; } rows[] = {
-        {1, "  0 -   1 ms"}, {5, "  1 -   5 ms"}, {50, "  5 -  50 ms"}, {200, " 50 - 200 ms"}, {205, "200 - 205 ms"}, {250, "205 - 250 ms"}, {1e9, "above 250 ms"}};
+    static const struct {
+        double below;
+        const char *name;
+    } rows[] = {{1, "  0 -   1 ms"},   {5, "  1 -   5 ms"},   {50, "  5 -  50 ms"}, {200, " 50 - 200 ms"},
+                {205, "200 - 205 ms"}, {250, "205 - 250 ms"}, {1e9, "above 250 ms"}};
     size_t r;
     int i, k, column;
     printf("\n  what the clients saw: # 200 OK, x injected 503, one mark = %d requests\n\n", TOTAL / 20);
@@ -307,15 +311,17 @@ static int check(void)
         stray += !on->seen[i].injected || phases[0].seen[i].injected || phases[2].seen[i].injected;
     }
     printf("\n");
-    bad += wrong(phases[0].ok == TOTAL && phases[2].ok == TOTAL, "off and rolled back: every answer is the service's own 200");
-    snprintf(text, sizeof text, "on: %d of %d failed, within the 99.9 %% interval around %d %%", on->injected, TOTAL, RATE);
+    bad += wrong(phases[0].ok == TOTAL && phases[2].ok == TOTAL,
+                 "off and rolled back: every answer is the service's own 200");
+    snprintf(text, sizeof text, "on: %d of %d failed, within the 99.9 %% interval around %d %%", on->injected, TOTAL,
+             RATE);
     bad += wrong(off_by * off_by <= limit && on->other == 0, text);
     snprintf(text, sizeof text, "on: every 200 came %d ms late or later", LATENCY);
     bad += wrong(quick == 0 && on->ok > 0, text);
     bad += wrong(stray == 0, "every injected answer says so (X-Chaos-Injected), and no other");
     for (i = 1; i < PHASES; i++) {
-        snprintf(text, sizeof text, "%s: last answer of the old kind %.0f ms after the file changed (TTL %d)", phases[i].name,
-                 phases[i].settled_ms, TTL);
+        snprintf(text, sizeof text, "%s: last answer of the old kind %.0f ms after the file changed (TTL %d)",
+                 phases[i].name, phases[i].settled_ms, TTL);
         bad += wrong(phases[i].settled_ms < TTL + 1000, text);
     }
     bad += wrong(true, "no client's connection broke while the config changed under it");
@@ -346,9 +352,10 @@ int main(int argc, char **argv)
     put_config(OFF_CONFIG);
     upstream_port = start(0, (char *[]){upstream_program, (char *)"--listen", (char *)"127.0.0.1:0", NULL});
     snprintf(upstream, sizeof upstream, "http://127.0.0.1:%d", upstream_port);
-    proxy_port = start(1, (char *[]){proxy_program, (char *)"--listen", (char *)"127.0.0.1:0", (char *)"--upstream", upstream,
-                                     (char *)"--config", config, (char *)"--ttl", (char *)"200", (char *)"--instance",
-                                     (char *)"demo", (char *)"--drain", (char *)"1000", (char *)"--quiet", NULL});
+    proxy_port = start(1, (char *[]){proxy_program, (char *)"--listen", (char *)"127.0.0.1:0", (char *)"--upstream",
+                                     upstream, (char *)"--config", config, (char *)"--ttl", (char *)"200",
+                                     (char *)"--instance", (char *)"demo", (char *)"--drain", (char *)"1000",
+                                     (char *)"--quiet", NULL});
 
     printf("\n  %d clients -> chaos-proxy :%d -> chaos-upstream :%d\n", CLIENTS, proxy_port, upstream_port);
     printf("  %s\n", config);

@@ -23,7 +23,7 @@ static struct plan {
     double start;
 } plan;
 
-static double *late;           /* connections * requests */
+static double *late; /* connections * requests */
 static int failures[MOST];
 
 static double now_ms(void)

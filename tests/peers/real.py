@@ -163,14 +163,14 @@ class Nginx:
 class Proxy:
     """chaos-proxy with a file: config in its own folder; its log goes to a file."""
 
-    def __init__(self, upstream_port, config=OFF, ttl=TTL_MS, args=()):
+    def __init__(self, upstream_port, config=OFF, ttl=TTL_MS, args=(), program=None):
         self.dir = tempfile.mkdtemp(prefix="proxy-", dir=folder())
         self.config = self.dir + "/chaos.json"
         self.log_path = self.dir + "/log"
         if config is not None:
             self.put(config)
         environment = {k: v for k, v in os.environ.items() if not k.startswith("CHAOS_")}
-        self.process = spawn([os.path.join(BUILD, "chaos-proxy"), "--listen", "127.0.0.1:0",
+        self.process = spawn([program or os.path.join(BUILD, "chaos-proxy"), "--listen", "127.0.0.1:0",
                               "--upstream", "http://127.0.0.1:%d" % upstream_port, "--config", "file:" + self.config,
                               "--ttl", str(ttl), "--instance", "peer-test", *args],
                              stdout=subprocess.PIPE, stderr=open(self.log_path, "w"), text=True, env=environment)
@@ -207,6 +207,12 @@ class Proxy:
         states = self.log("state")
         return states[-1]["state"] if states else None
 
+    def totals(self):
+        """Ends a counted proxy and returns its counters."""
+        self.signal(signal.SIGTERM)
+        assert self.wait_exit() == 0
+        return json.loads(self.process.stdout.read())
+
     def signal(self, number):
         self.process.send_signal(number)
 
@@ -218,6 +224,17 @@ class Proxy:
     def stop(self):
         stop(self.process)
         self.process.stdout.close()
+
+
+def counted():
+    """The proxy that prints its counters when it ends, compiled once."""
+    program = os.path.join(BUILD, "tests", "peers", "counted")
+    source = os.path.join(ROOT, "tests", "peers", "counted.c")
+    parts = [source, os.path.join(ROOT, "chaos.h"), os.path.join(ROOT, "examples", "proxy.c")]
+    if not os.path.exists(program) or os.path.getmtime(program) < max(os.path.getmtime(part) for part in parts):
+        os.makedirs(os.path.dirname(program), exist_ok=True)
+        subprocess.run([*os.environ.get("CC", "cc").split(), "-std=c99", "-O2", "-pthread", "-o", program, source], check=True, timeout=60)
+    return program
 
 
 # ---- requests --------------------------------------------------------------------------------------------------
@@ -570,7 +587,7 @@ def off_wrk():
 @case
 def on_share_delay_marks_log():
     nginx, files, _ = site()
-    proxy = Proxy(nginx.port, ON)
+    proxy = Proxy(nginx.port, ON, program=counted())
     replies = Clients(proxy.port, 32, 25).join()
     errors = [r for r in replies if r.status == 503]
     late = [r for r in replies if r.status == 200]
@@ -591,9 +608,12 @@ def on_share_delay_marks_log():
     note("on: %d of 800 failed (99.9 %% interval %d..%d); delay error median %.2f ms, p99 %.2f ms (python client)"
          % (len(errors), low, high, over[len(over) // 2], over[len(over) * 99 // 100]))
     marked = sum(1 for r in replies if r.mark)
-    proxy.signal(signal.SIGTERM)  # the last summary line is due at the latest now
-    assert proxy.wait_exit() == 0
+    totals = proxy.totals()  # the last summary line is due at the latest at its end
     assert proxy.logged_faults() == marked == 800, "headers say %d, log says %d" % (marked, proxy.logged_faults())
+    assert (totals["error"], totals["latency"], totals["requests"]) == (len(errors), len(late), 800), totals
+    assert totals["proxied"] == len(late) and totals["delay_ms"] == 200 * len(late), totals
+    assert totals["log_suppressed"] == 800 - len(proxy.log("inject")) and totals["log_dropped"] == 0, totals
+    assert totals["waiting"] == totals["upstream_errors"] == totals["rejected"] == totals["connections_now"] == 0, totals
     check_log(proxy, errors, late)
 
 
@@ -655,14 +675,14 @@ def on_rates_exact():
 def on_wrk_agrees():
     need("wrk")
     nginx, _, _ = site()
-    proxy = Proxy(nginx.port, ON)
+    proxy = Proxy(nginx.port, ON, program=counted())
     connections = 64
     got = Wrk(proxy.port, 4, connections).finish()
     low, high = interval(got["requests"], 0.2)
     assert got["connect"] == got["read"] == got["write"] == got["timeout"] == got["other"] == 0, got
     assert got["marked"] == got["ok"] + got["failed"], "an answer without its mark: %s" % got
-    proxy.stop()
-    logged = proxy.logged_faults()
+    totals, logged = proxy.totals(), proxy.logged_faults()
+    assert totals["error"] + totals["latency"] == totals["requests"] == logged, "counters %s, log %d" % (totals, logged)
     # wrk hangs up on what is under way at its end: decided and logged, never read. Those are nearly all delays.
     assert got["marked"] <= logged <= got["marked"] + connections, "headers %d, log %d" % (got["marked"], logged)
     assert low <= got["failed"] <= high + connections // 4, "%d errors of %d, expected %d..%d" % (got["failed"], got["requests"], low, high)
