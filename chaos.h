@@ -13,8 +13,8 @@
 
 /* ==== >>features ============================================================================================== */
 /* Must stand before any system include: strict -std=c99 hides POSIX otherwise. Gnu modes are left as they are. */
-#if defined(CHAOS_IMPLEMENTATION) && defined(__STRICT_ANSI__) && !defined(_POSIX_C_SOURCE) && !defined(_XOPEN_SOURCE) \
-    && !defined(_GNU_SOURCE) && !defined(_WIN32) && !defined(__APPLE__)
+#if defined(CHAOS_IMPLEMENTATION) && defined(__STRICT_ANSI__) && !defined(_POSIX_C_SOURCE) && !defined(_XOPEN_SOURCE) && \
+    !defined(_GNU_SOURCE) && !defined(_WIN32) && !defined(__APPLE__)
 #define _POSIX_C_SOURCE 200809L
 #endif
 
@@ -25,10 +25,10 @@
 #include <stddef.h>
 
 /* ==== >>version =============================================================================================== */
-#define CHAOS_VERSION_MAJOR 0
-#define CHAOS_VERSION_MINOR 1
-#define CHAOS_VERSION_PATCH 0
-#define CHAOS_VERSION "0.1.0"
+#define CHAOS_VERSION_MAJOR  0
+#define CHAOS_VERSION_MINOR  1
+#define CHAOS_VERSION_PATCH  0
+#define CHAOS_VERSION        "0.1.0"
 #define CHAOS_VERSION_NUMBER (CHAOS_VERSION_MAJOR * 10000 + CHAOS_VERSION_MINOR * 100 + CHAOS_VERSION_PATCH)
 
 /* ==== >>options =============================================================================================== */
@@ -62,10 +62,7 @@
 /* Declares one injection point: the real function, or with CHAOS_COMPILE_OUT a typed no-op from the same line. */
 #ifdef CHAOS_COMPILE_OUT
 #define CHAOS_POINT(type, name, params, ...) \
-    static inline type name params           \
-    {                                        \
-        __VA_ARGS__;                         \
-    }
+    static inline type name params { __VA_ARGS__; }
 #else
 #define CHAOS_POINT(type, name, params, ...) CHAOS_API type name params;
 #endif
@@ -76,23 +73,23 @@ extern "C" {
 
 /* ==== >>result ================================================================================================ */
 /* One list gives the codes and their texts. */
-#define CHAOS_RESULTS(X)                                                             \
-    X(CHAOS_OK, "ok")                                                                \
-    X(CHAOS_ERR_ARGUMENT, "bad argument")                                            \
-    X(CHAOS_ERR_MEMORY, "out of memory")                                             \
-    X(CHAOS_ERR_SYSTEM, "a system call failed")                                      \
-    X(CHAOS_ERR_JSON, "invalid JSON")                                                \
-    X(CHAOS_ERR_TOO_LARGE, "too large")                                              \
-    X(CHAOS_ERR_UNKNOWN_KEY, "unknown key")                                          \
-    X(CHAOS_ERR_DUPLICATE_KEY, "duplicate key")                                      \
-    X(CHAOS_ERR_MISSING_KEY, "missing key")                                          \
-    X(CHAOS_ERR_TYPE, "wrong type")                                                  \
-    X(CHAOS_ERR_RANGE, "value out of range")                                         \
-    X(CHAOS_ERR_VALUE, "bad value")                                                  \
-    X(CHAOS_ERR_UNSUPPORTED, "not in this version or build")                         \
-    X(CHAOS_ERR_NOT_FOUND, "config not found")                                       \
-    X(CHAOS_ERR_UNREACHABLE, "config source unreachable")                            \
-    X(CHAOS_ERR_ADDRESS, "bad address")                                              \
+#define CHAOS_RESULTS(X)                                     \
+    X(CHAOS_OK, "ok")                                        \
+    X(CHAOS_ERR_ARGUMENT, "bad argument")                    \
+    X(CHAOS_ERR_MEMORY, "out of memory")                     \
+    X(CHAOS_ERR_SYSTEM, "a system call failed")              \
+    X(CHAOS_ERR_JSON, "invalid JSON")                        \
+    X(CHAOS_ERR_TOO_LARGE, "too large")                      \
+    X(CHAOS_ERR_UNKNOWN_KEY, "unknown key")                  \
+    X(CHAOS_ERR_DUPLICATE_KEY, "duplicate key")              \
+    X(CHAOS_ERR_MISSING_KEY, "missing key")                  \
+    X(CHAOS_ERR_TYPE, "wrong type")                          \
+    X(CHAOS_ERR_RANGE, "value out of range")                 \
+    X(CHAOS_ERR_VALUE, "bad value")                          \
+    X(CHAOS_ERR_UNSUPPORTED, "not in this version or build") \
+    X(CHAOS_ERR_NOT_FOUND, "config not found")               \
+    X(CHAOS_ERR_UNREACHABLE, "unreachable")                  \
+    X(CHAOS_ERR_ADDRESS, "bad address")                      \
     X(CHAOS_ERR_COMPILED_OUT, "compiled out")
 
 #define CHAOS_RESULT_CODE(code, text) code,
@@ -114,12 +111,17 @@ CHAOS_API const char *chaos_result_text(chaos_result code);
 
 /* ==== >>config ================================================================================================ */
 #define CHAOS_CONFIG_INPUT_MAX 65536 /* bytes of JSON text */
-#define CHAOS_MAX_RULES 16
-#define CHAOS_MAX_ITEMS 512    /* strings in all lists of one config */
-#define CHAOS_MAX_TEXT 11264   /* bytes of all strings of one config */
-#define CHAOS_MAX_CONCURRENT 4096 /* upper bound of maxConcurrent */
+#define CHAOS_MAX_RULES        16
+#define CHAOS_MAX_ITEMS        512   /* strings in all lists of one config */
+#define CHAOS_MAX_TEXT         11264 /* bytes of all strings of one config */
+#define CHAOS_MAX_CONCURRENT   4096  /* upper bound of maxConcurrent */
 
-typedef enum chaos_latency { CHAOS_LATENCY_FIXED, CHAOS_LATENCY_UNIFORM, CHAOS_LATENCY_EXPONENTIAL, CHAOS_LATENCY_QUANTILES } chaos_latency;
+typedef enum chaos_latency {
+    CHAOS_LATENCY_FIXED,
+    CHAOS_LATENCY_UNIFORM,
+    CHAOS_LATENCY_EXPONENTIAL,
+    CHAOS_LATENCY_QUANTILES
+} chaos_latency;
 
 /* What happens to one request. The error kinds stand in the order of the errorMode names. */
 typedef enum chaos_kind {
@@ -218,11 +220,11 @@ typedef struct chaos_verdict {
     unsigned char after; /* 1 = run the handler first, then replace its reply */
     unsigned short status;
     unsigned delay_us;
-    short rule;           /* index of the rule, -1 = top level */
-    unsigned short roll;  /* 0..9999: the error roll, compared with errorRate * 100 */
-    unsigned bandwidth;   /* KiB/s of the reply body, 0 = not paced */
-    unsigned version;     /* config version, cut to 32 bits */
-    unsigned ticket;      /* library's own: the maxConcurrent place taken */
+    short rule;             /* index of the rule, -1 = top level */
+    unsigned short roll;    /* 0..9999: the error roll, compared with errorRate * 100 */
+    unsigned bandwidth;     /* KiB/s of the reply body, 0 = not paced */
+    unsigned version;       /* config version, cut to 32 bits */
+    unsigned ticket;        /* library's own: the maxConcurrent place taken */
     unsigned long long key; /* the key that was rolled: chaos_judge(cfg, req, key) repeats the decision */
 } chaos_verdict;
 
@@ -236,14 +238,14 @@ CHAOS_API const char *chaos_kind_text(int kind);
 /* ==== >>handle ================================================================================================ */
 typedef struct chaos chaos; /* opaque; every call accepts NULL and then behaves as off */
 
-#define CHAOS_STATES(X)                       \
-    X(CHAOS_STATE_OFF, "off")                 \
-    X(CHAOS_STATE_ON, "on")                   \
-    X(CHAOS_STATE_EXPIRED, "expired")         \
-    X(CHAOS_STATE_INVALID, "invalid")         \
-    X(CHAOS_STATE_STALE, "stale")             \
-    X(CHAOS_STATE_KILLED, "killed")           \
-    X(CHAOS_STATE_NOT_CANARY, "not-canary")   \
+#define CHAOS_STATES(X)                     \
+    X(CHAOS_STATE_OFF, "off")               \
+    X(CHAOS_STATE_ON, "on")                 \
+    X(CHAOS_STATE_EXPIRED, "expired")       \
+    X(CHAOS_STATE_INVALID, "invalid")       \
+    X(CHAOS_STATE_STALE, "stale")           \
+    X(CHAOS_STATE_KILLED, "killed")         \
+    X(CHAOS_STATE_NOT_CANARY, "not-canary") \
     X(CHAOS_STATE_DRY_RUN, "dry-run")
 
 #define CHAOS_STATE_CODE(code, text) code,
@@ -253,10 +255,10 @@ typedef enum chaos_state { CHAOS_STATES(CHAOS_STATE_CODE) CHAOS_STATE_COUNT } ch
 /* A snapshot of the counters and the state. Counters run from chaos_open and only grow. */
 typedef struct chaos_report {
     chaos_state state;
-    char reason[200];           /* why this state, in words */
-    unsigned long long version; /* of the config in use; 0 = none yet */
-    long long age_ms;           /* since the last successful fetch; -1 = never or not fetched (inline, env) */
-    long long end_ms;           /* Unix epoch at which chaos ends; 0 = no end */
+    char reason[200];            /* why this state, in words */
+    unsigned long long version;  /* of the config in use; 0 = none yet */
+    long long age_ms;            /* since the last successful fetch; -1 = never or not fetched (inline, env) */
+    long long end_ms;            /* Unix epoch at which chaos ends; 0 = no end */
     unsigned long long requests; /* decided while on (or dry-run); when off nothing is counted */
     unsigned long long injected[CHAOS_KIND_COUNT]; /* per kind; [CHAOS_PASS] stays 0 */
     unsigned long long would_inject;               /* dry-run */
@@ -303,9 +305,9 @@ typedef struct chaos_desc {
     const char *service;  /* NULL = $CHAOS_SERVICE, the function name, ""; cut to 127 bytes */
     int ttl_ms;           /* 0 = 30,000 while off, 10,000 while on; else both; 10..86,400,000 */
     int max_stale_ms;     /* 0 = 60,000; last good config is used this long beyond its TTL; -1 = not at all */
-    chaos_fault_log fault_log;  /* fault lines: all (50 a second, then summarised), sample (1 a second), none */
-    bool quiet;                 /* no log lines at all */
-    bool no_thread;             /* no refresher: the program calls chaos_refresh itself */
+    chaos_fault_log fault_log; /* fault lines: all (50 a second, then summarised), sample (1 a second), none */
+    bool quiet;                /* no log lines at all */
+    bool no_thread;            /* no refresher: the program calls chaos_refresh itself */
     /* Callback source, used instead of `config`: put at most cap bytes into buf. CHAOS_OK, CHAOS_ERR_NOT_FOUND (off,
        quietly), anything else = unreachable. Called by one thread at a time, never from chaos_open. */
     chaos_result (*fetch)(void *user, char *buf, size_t cap, chaos_fetched *out, chaos_error *err);
@@ -324,14 +326,16 @@ typedef struct chaos_desc {
 /* Opens a handle. inline, env: and file: are read before it returns; anything slower is left to the refresher thread,
    so it never waits for a network. A bad config TEXT does not fail: the handle is off, state `invalid`. NULL only for a
    source of unknown form, a desc out of range, no memory, or a failing system call (err says which). desc may be NULL. */
-CHAOS_POINT(chaos *, chaos_open, (const chaos_desc *desc, chaos_error *err), (void)desc; (void)err; return (chaos *)(size_t)"off")
+CHAOS_POINT(chaos *, chaos_open, (const chaos_desc *desc, chaos_error *err), (void)desc; (void)err;
+            return (chaos *)(size_t) "off")
 
 /* Off, wakes every waiter, waits until no chaos_wait is inside, stops the refresher, frees. No other call may start
    during or after it. */
 CHAOS_POINT(void, chaos_close, (chaos * c), (void)c)
 
 /* The verdict on one request. Never sleeps, never blocks, never allocates. Off: a load and a branch. Any thread. */
-CHAOS_POINT(chaos_verdict, chaos_decide, (chaos * c, const chaos_request *req), chaos_verdict v = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+CHAOS_POINT(chaos_verdict, chaos_decide, (chaos * c, const chaos_request *req),
+            chaos_verdict v = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
             (void)c; (void)req; return v)
 
 /* Sleeps v's delay; returns early when chaos goes off (within 100 ms). Threaded callers only: event loops use their own
@@ -340,12 +344,12 @@ CHAOS_POINT(void, chaos_wait, (chaos * c, const chaos_verdict *v), (void)c; (voi
 
 /* Tells the real outcome of a request: status (0 = none) and duration. Gives back the maxConcurrent place of v; a missing
    or repeated call can only weaken chaos. Any thread. */
-CHAOS_POINT(void, chaos_done, (chaos * c, const chaos_verdict *v, int status, unsigned long long us), (void)c; (void)v; (void)status;
-            (void)us)
+CHAOS_POINT(void, chaos_done, (chaos * c, const chaos_verdict *v, int status, unsigned long long us), (void)c; (void)v;
+            (void)status; (void)us)
 
 /* Copies the body of v's injected reply, NUL-terminated; returns its length (cut when >= cap). Any thread. */
-CHAOS_POINT(size_t, chaos_verdict_body, (chaos * c, const chaos_verdict *v, char *buf, size_t cap), (void)c; (void)v; if (cap) buf[0] = 0;
-            return 0)
+CHAOS_POINT(size_t, chaos_verdict_body, (chaos * c, const chaos_verdict *v, char *buf, size_t cap), (void)c; (void)v;
+            if (cap) buf[0] = 0; return 0)
 
 /* Retry-After seconds of v's injected reply, -1 = none. Any thread. */
 CHAOS_POINT(int, chaos_verdict_retry_after, (chaos * c, const chaos_verdict *v), (void)c; (void)v; return -1)
@@ -390,8 +394,8 @@ typedef struct chaos_proxy_desc {
 } chaos_proxy_desc;
 
 /* Runs the proxy until chaos_proxy_stop; returns when its last thread is gone. One run per handle at a time. */
-CHAOS_POINT(chaos_result, chaos_proxy_run, (chaos * c, const chaos_proxy_desc *desc, chaos_error *err), (void)c; (void)desc; (void)err;
-            return CHAOS_ERR_COMPILED_OUT)
+CHAOS_POINT(chaos_result, chaos_proxy_run, (chaos * c, const chaos_proxy_desc *desc, chaos_error *err), (void)c; (void)desc;
+            (void)err; return CHAOS_ERR_COMPILED_OUT)
 
 /* Stops accepting, closes idle connections, lets requests in progress end within drain_timeout. Latched: a stop before the
    run ends that run at once. Async-signal-safe. Any thread. */
@@ -450,18 +454,19 @@ CHAOS_POINT(void, chaos_proxy_stop, (chaos * c), (void)c)
 #include <netinet/tcp.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/uio.h>
 #endif
 
 #if defined(__GNUC__) || defined(__clang__)
-#define CHAOSI_FN static __attribute__((unused))
-#define CHAOSI_HOT static inline __attribute__((unused, always_inline))
-#define CHAOSI_COLD static __attribute__((unused, noinline, cold))
+#define CHAOSI_FN                static __attribute__((unused))
+#define CHAOSI_HOT               static inline __attribute__((unused, always_inline))
+#define CHAOSI_COLD              static __attribute__((unused, noinline, cold))
 #define CHAOSI_PRINTF(fmt, args) __attribute__((format(printf, fmt, args)))
-#define CHAOSI_UNLIKELY(x) __builtin_expect(!!(x), 0)
+#define CHAOSI_UNLIKELY(x)       __builtin_expect(!!(x), 0)
 #else
-#define CHAOSI_FN static
-#define CHAOSI_HOT static
+#define CHAOSI_FN   static
+#define CHAOSI_HOT  static
 #define CHAOSI_COLD static
 #define CHAOSI_PRINTF(fmt, args)
 #define CHAOSI_UNLIKELY(x) (x)
@@ -474,35 +479,34 @@ typedef uint64_t chaosi_u64;
 typedef int64_t chaosi_i64;
 
 /* ==== >>base ================================================================================================== */
-#define CHAOSI_MS ((chaosi_u64)1000000) /* ns */
+#define CHAOSI_MS    ((chaosi_u64)1000000) /* ns */
 #define CHAOSI_NEVER UINT64_MAX
 
 /* Atomics: GNU builtins where there are any (C, C++ and clang alike; <stdatomic.h> is not C++). A compiler without them
    (tcc) may only build the single-threaded library. */
 #if defined(__GNUC__) || defined(__clang__)
-#define CHAOSI_LOAD(p) __atomic_load_n((p), __ATOMIC_RELAXED)
-#define CHAOSI_ACQUIRE(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
-#define CHAOSI_STORE(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
-#define CHAOSI_RELEASE(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
-#define CHAOSI_ORDERED(p, v) __atomic_store_n((p), (v), __ATOMIC_SEQ_CST)
-#define CHAOSI_ADD(p, v) __atomic_fetch_add((p), (v), __ATOMIC_RELAXED)
-#define CHAOSI_ENTER(p, v) __atomic_fetch_add((p), (v), __ATOMIC_SEQ_CST)
-#define CHAOSI_SWAP(p, v) __atomic_exchange_n((p), (v), __ATOMIC_SEQ_CST)
+#define CHAOSI_LOAD(p)        __atomic_load_n((p), __ATOMIC_RELAXED)
+#define CHAOSI_ACQUIRE(p)     __atomic_load_n((p), __ATOMIC_ACQUIRE)
+#define CHAOSI_STORE(p, v)    __atomic_store_n((p), (v), __ATOMIC_RELAXED)
+#define CHAOSI_RELEASE(p, v)  __atomic_store_n((p), (v), __ATOMIC_RELEASE)
+#define CHAOSI_ORDERED(p, v)  __atomic_store_n((p), (v), __ATOMIC_SEQ_CST)
+#define CHAOSI_ADD(p, v)      __atomic_fetch_add((p), (v), __ATOMIC_RELAXED)
+#define CHAOSI_ENTER(p, v)    __atomic_fetch_add((p), (v), __ATOMIC_SEQ_CST)
+#define CHAOSI_SWAP(p, v)     __atomic_exchange_n((p), (v), __ATOMIC_SEQ_CST)
 #define CHAOSI_CAS(p, old, v) __atomic_compare_exchange_n((p), (old), (v), false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)
-#define CHAOSI_SEQ(p) __atomic_load_n((p), __ATOMIC_SEQ_CST)
+#define CHAOSI_SEQ(p)         __atomic_load_n((p), __ATOMIC_SEQ_CST)
 #elif defined(CHAOS_NO_THREADS)
-#define CHAOSI_LOAD(p) (*(p))
-#define CHAOSI_ACQUIRE(p) (*(p))
-#define CHAOSI_STORE(p, v) ((void)(*(p) = (v)))
-#define CHAOSI_RELEASE(p, v) ((void)(*(p) = (v)))
-#define CHAOSI_ORDERED(p, v) ((void)(*(p) = (v)))
-#define CHAOSI_ADD(p, v) ((*(p) += (v)) - (v))
-#define CHAOSI_ENTER(p, v) ((*(p) += (v)) - (v))
-#define CHAOSI_SWAP(p, v) chaosi_swap((p), (v))
+#define CHAOSI_LOAD(p)        (*(p))
+#define CHAOSI_ACQUIRE(p)     (*(p))
+#define CHAOSI_STORE(p, v)    ((void)(*(p) = (v)))
+#define CHAOSI_RELEASE(p, v)  ((void)(*(p) = (v)))
+#define CHAOSI_ORDERED(p, v)  ((void)(*(p) = (v)))
+#define CHAOSI_ADD(p, v)      ((*(p) += (v)) - (v))
+#define CHAOSI_ENTER(p, v)    ((*(p) += (v)) - (v))
+#define CHAOSI_SWAP(p, v)     chaosi_swap((p), (v))
 #define CHAOSI_CAS(p, old, v) (*(p) == *(old) ? (*(p) = (v), true) : (*(old) = *(p), false))
-#define CHAOSI_SEQ(p) (*(p))
-CHAOSI_FN chaosi_u32 chaosi_swap(chaosi_u32 *p, chaosi_u32 v)
-{
+#define CHAOSI_SEQ(p)         (*(p))
+CHAOSI_FN chaosi_u32 chaosi_swap(chaosi_u32 *p, chaosi_u32 v) {
     chaosi_u32 old = *p;
     *p = v;
     return old;
@@ -516,8 +520,7 @@ typedef struct chaosi_span {
     size_t len;
 } chaosi_span;
 
-CHAOSI_FN chaosi_span chaosi_of(const char *at, size_t len)
-{
+CHAOSI_FN chaosi_span chaosi_of(const char *at, size_t len) {
     chaosi_span s;
     s.at = at;
     s.len = len;
@@ -526,12 +529,13 @@ CHAOSI_FN chaosi_span chaosi_of(const char *at, size_t len)
 
 CHAOSI_FN chaosi_span chaosi_str(const char *text) { return chaosi_of(text, strlen(text)); }
 
-CHAOSI_FN bool chaosi_same(chaosi_span a, chaosi_span b) { return a.len == b.len && (a.len == 0 || memcmp(a.at, b.at, a.len) == 0); }
+CHAOSI_FN bool chaosi_same(chaosi_span a, chaosi_span b) {
+    return a.len == b.len && (a.len == 0 || memcmp(a.at, b.at, a.len) == 0);
+}
 
 CHAOSI_FN char chaosi_lower(char c) { return c >= 'A' && c <= 'Z' ? (char)(c + ('a' - 'A')) : c; }
 
-CHAOSI_FN bool chaosi_same_nocase(chaosi_span a, chaosi_span b)
-{
+CHAOSI_FN bool chaosi_same_nocase(chaosi_span a, chaosi_span b) {
     size_t i;
     if (a.len != b.len) return false;
     for (i = 0; i < a.len; i++)
@@ -542,8 +546,7 @@ CHAOSI_FN bool chaosi_same_nocase(chaosi_span a, chaosi_span b)
 CHAOSI_FN bool chaosi_is_digit(char c) { return c >= '0' && c <= '9'; }
 
 /* Value of a hex digit, -1 = none. */
-CHAOSI_FN int chaosi_hex(char c)
-{
+CHAOSI_FN int chaosi_hex(char c) {
     if (c >= '0' && c <= '9') return c - '0';
     if (c >= 'a' && c <= 'f') return c - 'a' + 10;
     if (c >= 'A' && c <= 'F') return c - 'A' + 10;
@@ -557,8 +560,7 @@ typedef struct chaosi_out {
     char last; /* the last byte put */
 } chaosi_out;
 
-CHAOSI_FN chaosi_out chaosi_into(char *buf, size_t cap)
-{
+CHAOSI_FN chaosi_out chaosi_into(char *buf, size_t cap) {
     chaosi_out o;
     o.buf = buf;
     o.cap = cap;
@@ -568,8 +570,7 @@ CHAOSI_FN chaosi_out chaosi_into(char *buf, size_t cap)
     return o;
 }
 
-CHAOSI_FN void chaosi_put(chaosi_out *o, const char *at, size_t len)
-{
+CHAOSI_FN void chaosi_put(chaosi_out *o, const char *at, size_t len) {
     size_t room = o->len + 1 < o->cap ? o->cap - o->len - 1 : 0;
     size_t n = len < room ? len : room;
     if (len) o->last = at[len - 1];
@@ -582,29 +583,25 @@ CHAOSI_FN void chaosi_put(chaosi_out *o, const char *at, size_t len)
 
 CHAOSI_FN void chaosi_puts(chaosi_out *o, const char *text) { chaosi_put(o, text, strlen(text)); }
 
-CHAOSI_FN void chaosi_put_int(chaosi_out *o, long long v)
-{
+CHAOSI_FN void chaosi_put_int(chaosi_out *o, long long v) {
     char digits[24];
     int n = snprintf(digits, sizeof digits, "%lld", v);
     chaosi_put(o, digits, (size_t)n);
 }
 
 /* Copies a C string, cut to fit. */
-CHAOSI_FN void chaosi_copy(char *to, size_t cap, const char *from)
-{
+CHAOSI_FN void chaosi_copy(char *to, size_t cap, const char *from) {
     chaosi_out o = chaosi_into(to, cap);
     chaosi_puts(&o, from ? from : "");
 }
 
-CHAOSI_FN void chaosi_no_error(chaos_error *err)
-{
+CHAOSI_FN void chaosi_no_error(chaos_error *err) {
     if (err) memset(err, 0, sizeof *err);
 }
 
 /* Fills *err (may be NULL) and returns the code, so that callers can `return chaosi_fail(...)`. */
 CHAOSI_FN chaos_result chaosi_fail(chaos_error *err, chaos_result code, const char *fmt, ...) CHAOSI_PRINTF(3, 4);
-CHAOSI_FN chaos_result chaosi_fail(chaos_error *err, chaos_result code, const char *fmt, ...)
-{
+CHAOSI_FN chaos_result chaosi_fail(chaos_error *err, chaos_result code, const char *fmt, ...) {
     va_list args;
     if (!err) return code;
     chaosi_no_error(err);
@@ -616,23 +613,21 @@ CHAOSI_FN chaos_result chaosi_fail(chaos_error *err, chaos_result code, const ch
 }
 
 #define CHAOSI_RESULT_TEXT(code, text) text,
-#define CHAOSI_STATE_TEXT(code, text) text,
+#define CHAOSI_STATE_TEXT(code, text)  text,
 static const char *const chaosi_result_texts[] = {CHAOS_RESULTS(CHAOSI_RESULT_TEXT)};
 static const char *const chaosi_state_texts[] = {CHAOS_STATES(CHAOSI_STATE_TEXT)};
 static const char *const chaosi_kind_texts[] = {"pass", "latency", "error", "reset", "close", "hang", "truncate", "corrupt"};
 
 /* Hashing. Keys and names: FNV-1a 64 over the bytes in order. Numbers: the splitmix64 finaliser. Both are plain
    arithmetic on 64-bit values, so byte order never shows. */
-CHAOSI_FN chaosi_u64 chaosi_mix(chaosi_u64 x)
-{
+CHAOSI_FN chaosi_u64 chaosi_mix(chaosi_u64 x) {
     x += 0x9e3779b97f4a7c15ull;
     x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
     x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
     return x ^ (x >> 31);
 }
 
-CHAOSI_FN chaosi_u64 chaosi_hash(chaosi_span s)
-{
+CHAOSI_FN chaosi_u64 chaosi_hash(chaosi_span s) {
     chaosi_u64 h = 0xcbf29ce484222325ull;
     size_t i;
     for (i = 0; i < s.len; i++) h = (h ^ (chaosi_u8)s.at[i]) * 0x100000001b3ull;
@@ -640,8 +635,7 @@ CHAOSI_FN chaosi_u64 chaosi_hash(chaosi_span s)
 }
 
 /* Time in ns: monotonic, or since the Unix epoch. */
-CHAOSI_FN chaosi_u64 chaosi_clock(bool wall)
-{
+CHAOSI_FN chaosi_u64 chaosi_clock(bool wall) {
 #ifdef _WIN32
     if (wall) {
         FILETIME t;
@@ -657,8 +651,7 @@ CHAOSI_FN chaosi_u64 chaosi_clock(bool wall)
 }
 
 /* The same within some ms, at a quarter of the cost where the kernel offers it: enough to compare an expiry. */
-CHAOSI_FN chaosi_u64 chaosi_clock_coarse(bool wall)
-{
+CHAOSI_FN chaosi_u64 chaosi_clock_coarse(bool wall) {
 #if defined(CLOCK_REALTIME_COARSE) && defined(CLOCK_MONOTONIC_COARSE)
     struct timespec t;
     clock_gettime(wall ? CLOCK_REALTIME_COARSE : CLOCK_MONOTONIC_COARSE, &t);
@@ -671,22 +664,20 @@ CHAOSI_FN chaosi_u64 chaosi_clock_coarse(bool wall)
 CHAOSI_FN bool chaosi_leap(int year) { return year % 4 == 0 && (year % 100 != 0 || year % 400 == 0); }
 
 /* Days since 1970-01-01 of a date in the Gregorian calendar. */
-CHAOSI_FN long long chaosi_days(int year, int month, int day)
-{
+CHAOSI_FN long long chaosi_days(int year, int month, int day) {
     static const int before[12] = {0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334};
     int y = year - 1, leap_days = y / 4 - y / 100 + y / 400 - 477;
     return (long long)(year - 1970) * 365 + leap_days + before[month - 1] + (month > 2 && chaosi_leap(year)) + day - 1;
 }
 
 /* RFC 3339 in UTC, with milliseconds when there are any or when asked. buf holds 80 bytes. */
-CHAOSI_FN const char *chaosi_rfc3339(char *buf, long long unix_ms, bool with_ms)
-{
+CHAOSI_FN const char *chaosi_rfc3339(char *buf, long long unix_ms, bool with_ms) {
     long long days = unix_ms / 86400000, ms = unix_ms % 86400000;
     int year = 1970, month = 1, n;
     while (year < 9999 && days >= chaosi_days(year + 1, 1, 1)) year++;
     while (month < 12 && days >= chaosi_days(year, month + 1, 1)) month++;
-    n = snprintf(buf, 80, "%04d-%02d-%02dT%02d:%02d:%02d", year, month, (int)(days - chaosi_days(year, month, 1)) + 1, (int)(ms / 3600000),
-                 (int)(ms / 60000 % 60), (int)(ms / 1000 % 60));
+    n = snprintf(buf, 80, "%04d-%02d-%02dT%02d:%02d:%02d", year, month, (int)(days - chaosi_days(year, month, 1)) + 1,
+                 (int)(ms / 3600000), (int)(ms / 60000 % 60), (int)(ms / 1000 % 60));
     if (with_ms || ms % 1000) n += snprintf(buf + n, 8, ".%03u", (unsigned)(ms % 1000) & 1023u);
     strcpy(buf + n, "Z");
     return buf;
@@ -711,7 +702,13 @@ typedef enum chaosi_token {
     CHAOSI_JSON_END
 } chaosi_token;
 
-typedef enum chaosi_json_state { CHAOSI_WANT_VALUE, CHAOSI_WANT_FIRST, CHAOSI_WANT_MORE, CHAOSI_WANT_NOTHING, CHAOSI_FAILED } chaosi_json_state;
+typedef enum chaosi_json_state {
+    CHAOSI_WANT_VALUE,
+    CHAOSI_WANT_FIRST,
+    CHAOSI_WANT_MORE,
+    CHAOSI_WANT_NOTHING,
+    CHAOSI_FAILED
+} chaosi_json_state;
 
 typedef struct chaosi_json {
     const char *text;
@@ -725,8 +722,7 @@ typedef struct chaosi_json {
 
 /* Length of the UTF-8 sequence at s, 0 = not well-formed (RFC 3629: no overlong forms, no surrogates, no more than
    U+10FFFF). */
-CHAOSI_FN size_t chaosi_utf8(const char *s, size_t len)
-{
+CHAOSI_FN size_t chaosi_utf8(const char *s, size_t len) {
     chaosi_u8 a = (chaosi_u8)s[0], b;
     size_t n = a < 0x80 ? 1 : a >= 0xc2 && a < 0xe0 ? 2 : (a & 0xf0) == 0xe0 ? 3 : a >= 0xf0 && a < 0xf5 ? 4 : 0;
     size_t i;
@@ -739,8 +735,7 @@ CHAOSI_FN size_t chaosi_utf8(const char *s, size_t len)
 }
 
 /* Fills in where: line and column (in characters) of a byte offset. */
-CHAOSI_FN void chaosi_locate(chaos_error *err, const char *text, size_t offset)
-{
+CHAOSI_FN void chaosi_locate(chaos_error *err, const char *text, size_t offset) {
     size_t i;
     if (!err) return;
     err->offset = offset;
@@ -755,16 +750,14 @@ CHAOSI_FN void chaosi_locate(chaos_error *err, const char *text, size_t offset)
     }
 }
 
-CHAOSI_COLD chaosi_token chaosi_json_fail(chaosi_json *j, size_t at, const char *why)
-{
+CHAOSI_COLD chaosi_token chaosi_json_fail(chaosi_json *j, size_t at, const char *why) {
     chaosi_fail(j->err, CHAOS_ERR_JSON, "invalid JSON: %s", why);
     chaosi_locate(j->err, j->text, at);
     j->state = CHAOSI_FAILED;
     return CHAOSI_JSON_ERROR;
 }
 
-CHAOSI_FN chaosi_json chaosi_json_begin(const char *text, size_t len, chaos_error *err)
-{
+CHAOSI_FN chaosi_json chaosi_json_begin(const char *text, size_t len, chaos_error *err) {
     chaosi_json j;
     memset(&j, 0, sizeof j);
     j.text = text;
@@ -774,8 +767,7 @@ CHAOSI_FN chaosi_json chaosi_json_begin(const char *text, size_t len, chaos_erro
     return j;
 }
 
-CHAOSI_FN void chaosi_json_space(chaosi_json *j)
-{
+CHAOSI_FN void chaosi_json_space(chaosi_json *j) {
     while (j->pos < j->len) {
         char c = j->text[j->pos];
         if (c != ' ' && c != '\t' && c != '\n' && c != '\r') return;
@@ -783,15 +775,13 @@ CHAOSI_FN void chaosi_json_space(chaosi_json *j)
     }
 }
 
-CHAOSI_FN bool chaosi_json_starts(const chaosi_json *j, const char *word)
-{
+CHAOSI_FN bool chaosi_json_starts(const chaosi_json *j, const char *word) {
     size_t n = strlen(word);
     return j->len - j->pos >= n && memcmp(j->text + j->pos, word, n) == 0;
 }
 
 /* Four hex digits at pos, -1 = not there. */
-CHAOSI_FN int chaosi_json_hex4(const chaosi_json *j, size_t pos)
-{
+CHAOSI_FN int chaosi_json_hex4(const chaosi_json *j, size_t pos) {
     int value = 0, i;
     if (j->len < 4 || pos > j->len - 4) return -1;
     for (i = 0; i < 4; i++) {
@@ -803,8 +793,7 @@ CHAOSI_FN int chaosi_json_hex4(const chaosi_json *j, size_t pos)
 }
 
 /* An escape at pos (on the backslash). Returns its length, 0 = bad. */
-CHAOSI_FN size_t chaosi_json_escape(const chaosi_json *j, size_t pos)
-{
+CHAOSI_FN size_t chaosi_json_escape(const chaosi_json *j, size_t pos) {
     int unit;
     if (pos + 1 >= j->len) return 0;
     if (j->text[pos + 1] != 'u') return memchr("\"\\/bfnrt", j->text[pos + 1], 8) ? 2 : 0;
@@ -817,8 +806,7 @@ CHAOSI_FN size_t chaosi_json_escape(const chaosi_json *j, size_t pos)
 }
 
 /* pos is on the opening quote. */
-CHAOSI_FN chaosi_token chaosi_json_string(chaosi_json *j, chaosi_token token)
-{
+CHAOSI_FN chaosi_token chaosi_json_string(chaosi_json *j, chaosi_token token) {
     size_t n, open = j->pos++;
     j->start = j->pos;
     while (j->pos < j->len) {
@@ -840,15 +828,13 @@ CHAOSI_FN chaosi_token chaosi_json_string(chaosi_json *j, chaosi_token token)
     return chaosi_json_fail(j, open, "string without its closing quote");
 }
 
-CHAOSI_FN size_t chaosi_json_digits(const chaosi_json *j, size_t pos)
-{
+CHAOSI_FN size_t chaosi_json_digits(const chaosi_json *j, size_t pos) {
     size_t from = pos;
     while (pos < j->len && chaosi_is_digit(j->text[pos])) pos++;
     return pos - from;
 }
 
-CHAOSI_FN chaosi_token chaosi_json_number(chaosi_json *j)
-{
+CHAOSI_FN chaosi_token chaosi_json_number(chaosi_json *j) {
     size_t p = j->pos, n;
     j->start = p;
     if (j->text[p] == '-') p++;
@@ -873,12 +859,12 @@ CHAOSI_FN chaosi_token chaosi_json_number(chaosi_json *j)
 }
 
 /* Names what people write by mistake; the text is invalid in any case. */
-CHAOSI_COLD chaosi_token chaosi_json_unexpected(chaosi_json *j, const char *wanted)
-{
+CHAOSI_COLD chaosi_token chaosi_json_unexpected(chaosi_json *j, const char *wanted) {
     chaosi_u8 c;
     if (j->pos >= j->len) return chaosi_json_fail(j, j->pos, j->len ? "the text ends too early" : "the text is empty");
     c = (chaosi_u8)j->text[j->pos];
-    if (chaosi_json_starts(j, "\xef\xbb\xbf")) return chaosi_json_fail(j, j->pos, "a byte order mark (BOM); save as UTF-8 without it");
+    if (chaosi_json_starts(j, "\xef\xbb\xbf"))
+        return chaosi_json_fail(j, j->pos, "a byte order mark (BOM); save as UTF-8 without it");
     if (j->pos < 2 && (c == 0xff || c == 0xfe || c == 0)) return chaosi_json_fail(j, j->pos, "UTF-16 or UTF-32; save as UTF-8");
     if (c == '/' || c == '#') return chaosi_json_fail(j, j->pos, "JSON has no comments");
     if (c == '\'') return chaosi_json_fail(j, j->pos, "strings need double quotes");
@@ -888,8 +874,7 @@ CHAOSI_COLD chaosi_token chaosi_json_unexpected(chaosi_json *j, const char *want
     return chaosi_json_fail(j, j->pos, wanted);
 }
 
-CHAOSI_FN chaosi_token chaosi_json_word(chaosi_json *j, const char *word, chaosi_token token)
-{
+CHAOSI_FN chaosi_token chaosi_json_word(chaosi_json *j, const char *word, chaosi_token token) {
     if (!chaosi_json_starts(j, word)) return chaosi_json_unexpected(j, "expected a value");
     j->start = j->pos;
     j->pos += strlen(word);
@@ -899,8 +884,7 @@ CHAOSI_FN chaosi_token chaosi_json_word(chaosi_json *j, const char *word, chaosi
 
 CHAOSI_FN bool chaosi_json_in_object(const chaosi_json *j) { return j->depth > 0 && (j->objects >> (j->depth - 1) & 1u); }
 
-CHAOSI_FN chaosi_token chaosi_json_open(chaosi_json *j, bool object)
-{
+CHAOSI_FN chaosi_token chaosi_json_open(chaosi_json *j, bool object) {
     if (j->depth == CHAOSI_JSON_DEPTH) return chaosi_json_fail(j, j->pos, "more than 64 levels deep");
     j->start = j->pos++;
     j->end = j->pos;
@@ -911,8 +895,7 @@ CHAOSI_FN chaosi_token chaosi_json_open(chaosi_json *j, bool object)
     return object ? CHAOSI_JSON_OBJECT : CHAOSI_JSON_ARRAY;
 }
 
-CHAOSI_FN chaosi_token chaosi_json_close(chaosi_json *j)
-{
+CHAOSI_FN chaosi_token chaosi_json_close(chaosi_json *j) {
     chaosi_token token = chaosi_json_in_object(j) ? CHAOSI_JSON_OBJECT_END : CHAOSI_JSON_ARRAY_END;
     j->start = j->pos++;
     j->end = j->pos;
@@ -921,8 +904,7 @@ CHAOSI_FN chaosi_token chaosi_json_close(chaosi_json *j)
     return token;
 }
 
-CHAOSI_FN chaosi_token chaosi_json_value(chaosi_json *j)
-{
+CHAOSI_FN chaosi_token chaosi_json_value(chaosi_json *j) {
     char c = j->pos < j->len ? j->text[j->pos] : 0;
     if (c == '{' || c == '[') return chaosi_json_open(j, c == '{');
     j->state = j->depth ? CHAOSI_WANT_MORE : CHAOSI_WANT_NOTHING;
@@ -935,8 +917,7 @@ CHAOSI_FN chaosi_token chaosi_json_value(chaosi_json *j)
 }
 
 /* A key with its colon; the token is the key. */
-CHAOSI_FN chaosi_token chaosi_json_key(chaosi_json *j)
-{
+CHAOSI_FN chaosi_token chaosi_json_key(chaosi_json *j) {
     size_t start, end;
     if (j->pos >= j->len || j->text[j->pos] != '"') return chaosi_json_unexpected(j, "expected a key in double quotes");
     if (chaosi_json_string(j, CHAOSI_JSON_KEY) == CHAOSI_JSON_ERROR) return CHAOSI_JSON_ERROR;
@@ -952,8 +933,7 @@ CHAOSI_FN chaosi_token chaosi_json_key(chaosi_json *j)
 }
 
 /* The next token. After an error, or after the end, it stays there. */
-CHAOSI_FN chaosi_token chaosi_json_next(chaosi_json *j)
-{
+CHAOSI_FN chaosi_token chaosi_json_next(chaosi_json *j) {
     bool object = chaosi_json_in_object(j);
     char closer = object ? '}' : ']';
     bool more = j->state == CHAOSI_WANT_MORE;
@@ -970,14 +950,14 @@ CHAOSI_FN chaosi_token chaosi_json_next(chaosi_json *j)
             return chaosi_json_unexpected(j, object ? "expected a comma or }" : "expected a comma or ]");
         j->pos++;
         chaosi_json_space(j);
-        if (j->pos < j->len && j->text[j->pos] == closer) return chaosi_json_fail(j, j->pos, "a comma before the closing bracket");
+        if (j->pos < j->len && j->text[j->pos] == closer)
+            return chaosi_json_fail(j, j->pos, "a comma before the closing bracket");
     }
     return object ? chaosi_json_key(j) : chaosi_json_value(j);
 }
 
 /* Passes over the value that comes next, validating it. */
-CHAOSI_FN chaosi_token chaosi_json_skip(chaosi_json *j)
-{
+CHAOSI_FN chaosi_token chaosi_json_skip(chaosi_json *j) {
     int depth = j->depth;
     chaosi_token t;
     do t = chaosi_json_next(j);
@@ -985,8 +965,7 @@ CHAOSI_FN chaosi_token chaosi_json_skip(chaosi_json *j)
     return t;
 }
 
-CHAOSI_FN chaos_result chaosi_json_check(const char *text, size_t len, chaos_error *err)
-{
+CHAOSI_FN chaos_result chaosi_json_check(const char *text, size_t len, chaos_error *err) {
     chaosi_json j = chaosi_json_begin(text, len, err);
     chaosi_token t;
     chaosi_no_error(err);
@@ -995,8 +974,7 @@ CHAOSI_FN chaos_result chaosi_json_check(const char *text, size_t len, chaos_err
     return t == CHAOSI_JSON_END ? CHAOS_OK : CHAOS_ERR_JSON;
 }
 
-CHAOSI_FN size_t chaosi_put_utf8(char *to, unsigned code)
-{
+CHAOSI_FN size_t chaosi_put_utf8(char *to, unsigned code) {
     if (code < 0x80) {
         to[0] = (char)code;
         return 1;
@@ -1021,8 +999,7 @@ CHAOSI_FN size_t chaosi_put_utf8(char *to, unsigned code)
 
 /* Decodes the string or key just read into to[0..cap). Returns its length, SIZE_MAX = does not fit. The decoded form is
    never longer than the raw one. */
-CHAOSI_FN size_t chaosi_json_decode(const chaosi_json *j, char *to, size_t cap)
-{
+CHAOSI_FN size_t chaosi_json_decode(const chaosi_json *j, char *to, size_t cap) {
     static const char from_escape[] = "\"\\/bfnrt", to_escape[] = "\"\\/\b\f\n\r\t";
     size_t p = j->start, n = 0;
     char piece[4];
@@ -1050,8 +1027,7 @@ CHAOSI_FN size_t chaosi_json_decode(const chaosi_json *j, char *to, size_t cap)
 }
 
 /* A JSON string: quotes, backslashes and control bytes escaped; bytes that are not UTF-8 become '?'. */
-CHAOSI_FN void chaosi_put_json(chaosi_out *o, chaosi_span s)
-{
+CHAOSI_FN void chaosi_put_json(chaosi_out *o, chaosi_span s) {
     size_t i = 0, n;
     char esc[8];
     chaosi_puts(o, "\"");
@@ -1075,40 +1051,40 @@ CHAOSI_FN void chaosi_put_json(chaosi_out *o, chaosi_span s)
 }
 
 /* ==== >>config ================================================================================================ */
-#define CHAOSI_MAX_MS 900000
-#define CHAOSI_MAX_SEED 9007199254740991ll   /* 2^53 - 1: what every JSON tool keeps exact */
-#define CHAOSI_YEAR_2000 946684800ll         /* s since the epoch */
+#define CHAOSI_MAX_MS    900000
+#define CHAOSI_MAX_SEED  9007199254740991ll /* 2^53 - 1: what every JSON tool keeps exact */
+#define CHAOSI_YEAR_2000 946684800ll        /* s since the epoch */
 #define CHAOSI_YEAR_2100 4102444800ll
 
 /* Every key, and where it may stand. */
-#define CHAOSI_TOP 1
-#define CHAOSI_RULE 2
+#define CHAOSI_TOP   1
+#define CHAOSI_RULE  2
 #define CHAOSI_LATER 4 /* nothing enforces it yet, so it does not parse */
-#define CHAOSI_KEYS(X)                             \
-    X(enabled, CHAOSI_TOP)                         \
-    X(latency, CHAOSI_TOP | CHAOSI_RULE)           \
-    X(latencyRate, CHAOSI_TOP | CHAOSI_RULE)       \
-    X(errorRate, CHAOSI_TOP | CHAOSI_RULE)         \
-    X(errorStatus, CHAOSI_TOP | CHAOSI_RULE)       \
-    X(errorMode, CHAOSI_TOP | CHAOSI_RULE)         \
-    X(errorWhen, CHAOSI_TOP | CHAOSI_RULE)         \
-    X(errorBody, CHAOSI_TOP | CHAOSI_RULE)         \
-    X(retryAfter, CHAOSI_TOP | CHAOSI_RULE)        \
-    X(bandwidth, CHAOSI_TOP | CHAOSI_RULE)         \
-    X(match, CHAOSI_TOP | CHAOSI_RULE)             \
-    X(exclude, CHAOSI_TOP)                         \
-    X(canary, CHAOSI_TOP)                          \
-    X(instances, CHAOSI_TOP)                       \
-    X(expiresAt, CHAOSI_TOP)                       \
-    X(maxFaults, CHAOSI_TOP)                       \
-    X(maxConcurrent, CHAOSI_TOP)                   \
-    X(seed, CHAOSI_TOP)                            \
-    X(dryRun, CHAOSI_TOP)                          \
-    X(name, CHAOSI_TOP | CHAOSI_RULE)              \
-    X(owner, CHAOSI_TOP)                           \
-    X(note, CHAOSI_TOP)                            \
-    X(rules, CHAOSI_TOP)                           \
-    X(events, CHAOSI_TOP | CHAOSI_LATER)           \
+#define CHAOSI_KEYS(X)                       \
+    X(enabled, CHAOSI_TOP)                   \
+    X(latency, CHAOSI_TOP | CHAOSI_RULE)     \
+    X(latencyRate, CHAOSI_TOP | CHAOSI_RULE) \
+    X(errorRate, CHAOSI_TOP | CHAOSI_RULE)   \
+    X(errorStatus, CHAOSI_TOP | CHAOSI_RULE) \
+    X(errorMode, CHAOSI_TOP | CHAOSI_RULE)   \
+    X(errorWhen, CHAOSI_TOP | CHAOSI_RULE)   \
+    X(errorBody, CHAOSI_TOP | CHAOSI_RULE)   \
+    X(retryAfter, CHAOSI_TOP | CHAOSI_RULE)  \
+    X(bandwidth, CHAOSI_TOP | CHAOSI_RULE)   \
+    X(match, CHAOSI_TOP | CHAOSI_RULE)       \
+    X(exclude, CHAOSI_TOP)                   \
+    X(canary, CHAOSI_TOP)                    \
+    X(instances, CHAOSI_TOP)                 \
+    X(expiresAt, CHAOSI_TOP)                 \
+    X(maxFaults, CHAOSI_TOP)                 \
+    X(maxConcurrent, CHAOSI_TOP)             \
+    X(seed, CHAOSI_TOP)                      \
+    X(dryRun, CHAOSI_TOP)                    \
+    X(name, CHAOSI_TOP | CHAOSI_RULE)        \
+    X(owner, CHAOSI_TOP)                     \
+    X(note, CHAOSI_TOP)                      \
+    X(rules, CHAOSI_TOP)                     \
+    X(events, CHAOSI_TOP | CHAOSI_LATER)     \
     X(guard, CHAOSI_TOP | CHAOSI_LATER)
 
 typedef struct chaosi_key {
@@ -1126,7 +1102,7 @@ static const chaosi_key chaosi_keys[CHAOSI_KEY_COUNT] = {CHAOSI_KEYS(CHAOSI_KEY_
 
 static const char *const chaosi_modes[] = {"status", "reset", "close", "hang", "truncate", "corrupt"};
 #define CHAOSI_MODE_COUNT 6
-#define CHAOSI_MODES_NOW 4 /* the first so many are enforced in this version */
+#define CHAOSI_MODES_NOW  4 /* the first so many are enforced in this version */
 
 typedef struct chaosi_parse {
     chaosi_json j;
@@ -1137,8 +1113,7 @@ typedef struct chaosi_parse {
 
 /* An error at the last token, or at `at` when it is not SIZE_MAX, naming the rule it is in. */
 CHAOSI_COLD chaos_result chaosi_bad(chaosi_parse *p, chaos_result code, const char *fmt, ...) CHAOSI_PRINTF(3, 4);
-CHAOSI_COLD chaos_result chaosi_bad(chaosi_parse *p, chaos_result code, const char *fmt, ...)
-{
+CHAOSI_COLD chaos_result chaosi_bad(chaosi_parse *p, chaos_result code, const char *fmt, ...) {
     char what[160];
     va_list args;
     va_start(args, fmt);
@@ -1152,13 +1127,11 @@ CHAOSI_COLD chaos_result chaosi_bad(chaosi_parse *p, chaos_result code, const ch
 
 CHAOSI_FN chaosi_span chaosi_text_of(const chaos_config *cfg, chaos_text t) { return chaosi_of(cfg->text + t.at, t.len); }
 
-CHAOSI_FN chaosi_span chaosi_item(const chaos_config *cfg, chaos_list list, int i)
-{
+CHAOSI_FN chaosi_span chaosi_item(const chaos_config *cfg, chaos_list list, int i) {
     return chaosi_text_of(cfg, cfg->items[list.first + i]);
 }
 
-CHAOSI_FN chaos_fault chaosi_fault_default(void)
-{
+CHAOSI_FN chaos_fault chaosi_fault_default(void) {
     chaos_fault f;
     memset(&f, 0, sizeof f);
     f.latency_rate = 100;
@@ -1168,8 +1141,7 @@ CHAOSI_FN chaos_fault chaosi_fault_default(void)
     return f;
 }
 
-CHAOSI_FN void chaosi_config_default(chaos_config *cfg)
-{
+CHAOSI_FN void chaosi_config_default(chaos_config *cfg) {
     memset(cfg, 0, sizeof *cfg);
     cfg->default_exclude = true;
     cfg->canary = 100;
@@ -1177,8 +1149,7 @@ CHAOSI_FN void chaosi_config_default(chaos_config *cfg)
 }
 
 /* Edits (insert, delete, replace; case does not count) from a to b, at most 99; both under 32 bytes. */
-CHAOSI_COLD int chaosi_distance(chaosi_span a, chaosi_span b)
-{
+CHAOSI_COLD int chaosi_distance(chaosi_span a, chaosi_span b) {
     int row[32];
     size_t i, k;
     if (a.len >= 32 || b.len >= 32) return 99;
@@ -1196,8 +1167,7 @@ CHAOSI_COLD int chaosi_distance(chaosi_span a, chaosi_span b)
     return row[b.len];
 }
 
-CHAOSI_COLD chaos_result chaosi_unknown_key(chaosi_parse *p, chaosi_span name, int where)
-{
+CHAOSI_COLD chaos_result chaosi_unknown_key(chaosi_parse *p, chaosi_span name, int where) {
     int i, best = -1, best_distance = 4;
     for (i = 0; i < CHAOSI_KEY_COUNT; i++) {
         int d = chaosi_keys[i].where & where ? chaosi_distance(name, chaosi_str(chaosi_keys[i].name)) : 99;
@@ -1213,8 +1183,7 @@ CHAOSI_COLD chaos_result chaosi_unknown_key(chaosi_parse *p, chaosi_span name, i
 }
 
 /* Which key of the table was just read; seen is the object's bit set. -1 = error. */
-CHAOSI_FN int chaosi_which_key(chaosi_parse *p, int where, chaosi_u32 *seen)
-{
+CHAOSI_FN int chaosi_which_key(chaosi_parse *p, int where, chaosi_u32 *seen) {
     char name[40];
     size_t n = chaosi_json_decode(&p->j, name, sizeof name);
     int i;
@@ -1222,8 +1191,10 @@ CHAOSI_FN int chaosi_which_key(chaosi_parse *p, int where, chaosi_u32 *seen)
         if (chaosi_same(chaosi_of(name, n == SIZE_MAX ? 0 : n), chaosi_str(chaosi_keys[i].name))) break;
     if (n == SIZE_MAX) chaosi_bad(p, CHAOS_ERR_UNKNOWN_KEY, "unknown key (over 40 bytes long)");
     else if (i == CHAOSI_KEY_COUNT) chaosi_unknown_key(p, chaosi_of(name, n), where);
-    else if (chaosi_keys[i].where & CHAOSI_LATER) chaosi_bad(p, CHAOS_ERR_UNSUPPORTED, "\"%s\" is not in this version", chaosi_keys[i].name);
-    else if (!(chaosi_keys[i].where & where)) chaosi_bad(p, CHAOS_ERR_UNKNOWN_KEY, "\"%s\" may not stand in a rule", chaosi_keys[i].name);
+    else if (chaosi_keys[i].where & CHAOSI_LATER)
+        chaosi_bad(p, CHAOS_ERR_UNSUPPORTED, "\"%s\" is not in this version", chaosi_keys[i].name);
+    else if (!(chaosi_keys[i].where & where))
+        chaosi_bad(p, CHAOS_ERR_UNKNOWN_KEY, "\"%s\" may not stand in a rule", chaosi_keys[i].name);
     else if (*seen >> i & 1u) chaosi_bad(p, CHAOS_ERR_DUPLICATE_KEY, "duplicate key \"%s\"", chaosi_keys[i].name);
     else {
         *seen |= 1u << i;
@@ -1234,22 +1205,21 @@ CHAOSI_FN int chaosi_which_key(chaosi_parse *p, int where, chaosi_u32 *seen)
 }
 
 /* The result of a failing pull: the parser has filled in the error already. */
-CHAOSI_FN chaos_result chaosi_expected(chaosi_parse *p, chaosi_token got, const char *what)
-{
+CHAOSI_FN chaos_result chaosi_expected(chaosi_parse *p, chaosi_token got, const char *what) {
     if (got == CHAOSI_JSON_ERROR) return CHAOS_ERR_JSON;
     return chaosi_bad(p, CHAOS_ERR_TYPE, "\"%s\" must be %s", p->key, what);
 }
 
 /* The last token as a whole number in lo..hi. */
-CHAOSI_FN chaos_result chaosi_int_here(chaosi_parse *p, const char *key, long long lo, long long hi, long long *out)
-{
+CHAOSI_FN chaos_result chaosi_int_here(chaosi_parse *p, const char *key, long long lo, long long hi, long long *out) {
     const char *s = p->j.text + p->j.start;
     size_t len = p->j.end - p->j.start, digits = *s == '-' ? 1 : 0, i;
     long long value = 0;
     while (digits < len && chaosi_is_digit(s[digits])) digits++;
     for (i = digits + 1; i < len && s[i] == '0'; i++) {}
     if (digits < len && s[digits] == '.' && i == len)
-        return chaosi_bad(p, CHAOS_ERR_TYPE, "\"%s\" must be a whole number: write %.*s", key, (int)(digits < 24 ? digits : 24), s);
+        return chaosi_bad(p, CHAOS_ERR_TYPE, "\"%s\" must be a whole number: write %.*s", key, (int)(digits < 24 ? digits : 24),
+                          s);
     if (digits < len) return chaosi_bad(p, CHAOS_ERR_TYPE, "\"%s\" must be a whole number", key);
     for (i = *s == '-' ? 1 : 0; i < digits && value < 1000000000000000000ll / 10; i++) value = value * 10 + (s[i] - '0');
     if (*s == '-') value = -value;
@@ -1259,31 +1229,27 @@ CHAOSI_FN chaos_result chaosi_int_here(chaosi_parse *p, const char *key, long lo
     return CHAOS_OK;
 }
 
-CHAOSI_FN chaos_result chaosi_int(chaosi_parse *p, long long lo, long long hi, long long *out)
-{
+CHAOSI_FN chaos_result chaosi_int(chaosi_parse *p, long long lo, long long hi, long long *out) {
     chaosi_token t = chaosi_json_next(&p->j);
     if (t != CHAOSI_JSON_NUMBER) return chaosi_expected(p, t, "a whole number");
     return chaosi_int_here(p, p->key, lo, hi, out);
 }
 
-CHAOSI_FN chaos_result chaosi_byte(chaosi_parse *p, long long hi, chaosi_u8 *out)
-{
+CHAOSI_FN chaos_result chaosi_byte(chaosi_parse *p, long long hi, chaosi_u8 *out) {
     long long value = 0;
     chaos_result r = chaosi_int(p, 0, hi, &value);
     if (r == CHAOS_OK) *out = (chaosi_u8)value;
     return r;
 }
 
-CHAOSI_FN chaos_result chaosi_word32(chaosi_parse *p, long long hi, unsigned *out)
-{
+CHAOSI_FN chaos_result chaosi_word32(chaosi_parse *p, long long hi, unsigned *out) {
     long long value = 0;
     chaos_result r = chaosi_int(p, 0, hi, &value);
     if (r == CHAOS_OK) *out = (unsigned)value;
     return r;
 }
 
-CHAOSI_FN chaos_result chaosi_bool(chaosi_parse *p, bool *out)
-{
+CHAOSI_FN chaos_result chaosi_bool(chaosi_parse *p, bool *out) {
     chaosi_token t = chaosi_json_next(&p->j);
     if (t != CHAOSI_JSON_TRUE && t != CHAOSI_JSON_FALSE) return chaosi_expected(p, t, "true or false");
     *out = t == CHAOSI_JSON_TRUE;
@@ -1291,13 +1257,13 @@ CHAOSI_FN chaos_result chaosi_bool(chaosi_parse *p, bool *out)
 }
 
 /* The string or key just read, into the pool, with a NUL behind it. */
-CHAOSI_FN chaos_result chaosi_keep(chaosi_parse *p, size_t max, chaos_text *out)
-{
+CHAOSI_FN chaos_result chaosi_keep(chaosi_parse *p, size_t max, chaos_text *out) {
     chaos_config *cfg = p->out;
     size_t room = sizeof cfg->text - cfg->text_len - 1u;
     size_t n = chaosi_json_decode(&p->j, cfg->text + cfg->text_len, room < max + 1 ? room : max + 1);
     if (n > max) {
-        if (room <= max) return chaosi_bad(p, CHAOS_ERR_TOO_LARGE, "the strings of this config are over %d bytes", CHAOS_MAX_TEXT);
+        if (room <= max)
+            return chaosi_bad(p, CHAOS_ERR_TOO_LARGE, "the strings of this config are over %d bytes", CHAOS_MAX_TEXT);
         return chaosi_bad(p, CHAOS_ERR_RANGE, "\"%s\" holds a string over %u bytes", p->key, (unsigned)max);
     }
     if (memchr(cfg->text + cfg->text_len, 0, n)) return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" holds a NUL character", p->key);
@@ -1308,8 +1274,7 @@ CHAOSI_FN chaos_result chaosi_keep(chaosi_parse *p, size_t max, chaos_text *out)
     return CHAOS_OK;
 }
 
-CHAOSI_FN chaos_result chaosi_string(chaosi_parse *p, size_t min, size_t max, chaos_text *out)
-{
+CHAOSI_FN chaos_result chaosi_string(chaosi_parse *p, size_t min, size_t max, chaos_text *out) {
     chaosi_token t = chaosi_json_next(&p->j);
     chaos_result r;
     if (t != CHAOSI_JSON_STRING) return chaosi_expected(p, t, "a string");
@@ -1319,8 +1284,7 @@ CHAOSI_FN chaos_result chaosi_string(chaosi_parse *p, size_t min, size_t max, ch
 }
 
 /* One of several words; *out = its index. */
-CHAOSI_FN chaos_result chaosi_choice(chaosi_parse *p, const char *const *words, int count, const char *what, int *out)
-{
+CHAOSI_FN chaos_result chaosi_choice(chaosi_parse *p, const char *const *words, int count, const char *what, int *out) {
     chaosi_token t = chaosi_json_next(&p->j);
     char word[16];
     size_t n;
@@ -1331,34 +1295,33 @@ CHAOSI_FN chaos_result chaosi_choice(chaosi_parse *p, const char *const *words, 
     return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" must be %s", p->key, what);
 }
 
-CHAOSI_FN bool chaosi_is_token_char(char c)
-{
+CHAOSI_FN bool chaosi_is_token_char(char c) {
     return chaosi_is_digit(c) || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c && strchr("!#$%&'*+-.^_`|~", c));
 }
 
 /* What a list's strings must look like; a glob that can never match would quietly widen or empty an experiment. */
 typedef enum chaosi_item_kind { CHAOSI_ITEM_METHOD, CHAOSI_ITEM_PATH, CHAOSI_ITEM_NAME, CHAOSI_ITEM_GLOB } chaosi_item_kind;
 
-CHAOSI_FN chaos_result chaosi_item_check(chaosi_parse *p, chaosi_span s, chaosi_item_kind kind)
-{
+CHAOSI_FN chaos_result chaosi_item_check(chaosi_parse *p, chaosi_span s, chaosi_item_kind kind) {
     size_t i;
     if (s.len == 0 && kind != CHAOSI_ITEM_GLOB) return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" holds an empty string", p->key);
     if (kind == CHAOSI_ITEM_PATH && s.at[0] != '/' && s.at[0] != '*')
         return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\": a path glob starts with / or *", p->key);
     for (i = 0; i < s.len && (kind == CHAOSI_ITEM_METHOD || kind == CHAOSI_ITEM_NAME); i++) {
-        if (!chaosi_is_token_char(s.at[i])) return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" holds a name that HTTP does not allow", p->key);
+        if (!chaosi_is_token_char(s.at[i]))
+            return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" holds a name that HTTP does not allow", p->key);
         if (kind == CHAOSI_ITEM_METHOD && s.at[i] >= 'a' && s.at[i] <= 'z')
             return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\": methods are written in capitals", p->key);
     }
     return CHAOS_OK;
 }
 
-CHAOSI_FN chaos_result chaosi_add_item(chaosi_parse *p, chaosi_item_kind kind, chaos_list *list)
-{
+CHAOSI_FN chaos_result chaosi_add_item(chaosi_parse *p, chaosi_item_kind kind, chaos_list *list) {
     chaos_config *cfg = p->out;
     chaos_text *item = &cfg->items[cfg->item_count];
     chaos_result r;
-    if (cfg->item_count == CHAOS_MAX_ITEMS) return chaosi_bad(p, CHAOS_ERR_TOO_LARGE, "over %d strings in lists", CHAOS_MAX_ITEMS);
+    if (cfg->item_count == CHAOS_MAX_ITEMS)
+        return chaosi_bad(p, CHAOS_ERR_TOO_LARGE, "over %d strings in lists", CHAOS_MAX_ITEMS);
     r = chaosi_keep(p, 256, item);
     if (r == CHAOS_OK) r = chaosi_item_check(p, chaosi_text_of(cfg, *item), kind);
     cfg->item_count++;
@@ -1366,8 +1329,7 @@ CHAOSI_FN chaos_result chaosi_add_item(chaosi_parse *p, chaosi_item_kind kind, c
     return r;
 }
 
-CHAOSI_FN chaos_result chaosi_list_of(chaosi_parse *p, chaosi_item_kind kind, bool may_be_empty, chaos_list *list)
-{
+CHAOSI_FN chaos_result chaosi_list_of(chaosi_parse *p, chaosi_item_kind kind, bool may_be_empty, chaos_list *list) {
     chaosi_token t = chaosi_json_next(&p->j);
     chaos_result r;
     if (t != CHAOSI_JSON_ARRAY) return chaosi_expected(p, t, "a list of strings");
@@ -1378,13 +1340,13 @@ CHAOSI_FN chaos_result chaosi_list_of(chaosi_parse *p, chaosi_item_kind kind, bo
         r = chaosi_add_item(p, kind, list);
         if (r != CHAOS_OK) return r;
     }
-    if (!list->count && !may_be_empty) return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" must not be empty; leave it out to match all", p->key);
+    if (!list->count && !may_be_empty)
+        return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" must not be empty; leave it out to match all", p->key);
     return CHAOS_OK;
 }
 
 /* The header name just added must not stand twice. Names are kept in lower case. */
-CHAOSI_FN chaos_result chaosi_header_name(chaosi_parse *p, chaos_list headers)
-{
+CHAOSI_FN chaos_result chaosi_header_name(chaosi_parse *p, chaos_list headers) {
     chaos_text name = p->out->items[headers.first + headers.count - 1];
     int i;
     for (i = 0; i < name.len; i++) p->out->text[name.at + i] = chaosi_lower(p->out->text[name.at + i]);
@@ -1394,8 +1356,7 @@ CHAOSI_FN chaos_result chaosi_header_name(chaosi_parse *p, chaos_list headers)
     return CHAOS_OK;
 }
 
-CHAOSI_FN chaos_result chaosi_headers(chaosi_parse *p, chaos_list *headers)
-{
+CHAOSI_FN chaos_result chaosi_headers(chaosi_parse *p, chaos_list *headers) {
     chaosi_token t = chaosi_json_next(&p->j);
     chaos_result r;
     if (t != CHAOSI_JSON_OBJECT) return chaosi_expected(p, t, "an object of header names and globs");
@@ -1416,8 +1377,7 @@ CHAOSI_FN chaos_result chaosi_headers(chaosi_parse *p, chaos_list *headers)
 }
 
 /* A key of a small object: its index in words, -1 = error. */
-CHAOSI_FN int chaosi_small_key(chaosi_parse *p, const char *const *words, int count, const char *what, chaosi_u32 *seen)
-{
+CHAOSI_FN int chaosi_small_key(chaosi_parse *p, const char *const *words, int count, const char *what, chaosi_u32 *seen) {
     char name[16];
     size_t n = chaosi_json_decode(&p->j, name, sizeof name);
     int i;
@@ -1432,8 +1392,7 @@ CHAOSI_FN int chaosi_small_key(chaosi_parse *p, const char *const *words, int co
     return -1;
 }
 
-CHAOSI_FN chaos_result chaosi_match_object(chaosi_parse *p, chaos_match *match)
-{
+CHAOSI_FN chaos_result chaosi_match_object(chaosi_parse *p, chaos_match *match) {
     static const char *const words[] = {"methods", "paths", "headers"};
     chaosi_token t = chaosi_json_next(&p->j);
     chaosi_u32 seen = 0;
@@ -1452,8 +1411,7 @@ CHAOSI_FN chaos_result chaosi_match_object(chaosi_parse *p, chaos_match *match)
 }
 
 /* {"min","max"}, {"mean","max"} or {"p50","p95","p99","max"}: v is indexed like words. */
-CHAOSI_FN chaos_result chaosi_latency_kind(chaosi_parse *p, chaosi_u32 seen, const long long *v, chaos_fault *f)
-{
+CHAOSI_FN chaos_result chaosi_latency_kind(chaosi_parse *p, chaosi_u32 seen, const long long *v, chaos_fault *f) {
     static const chaosi_u8 order[3][4] = {{0, 1, 1, 1}, {2, 1, 1, 1}, {3, 4, 5, 1}};
     static const chaosi_u32 needs[3] = {1u << 0 | 1u << 1, 1u << 2 | 1u << 1, 1u << 3 | 1u << 4 | 1u << 5 | 1u << 1};
     int kind, i;
@@ -1462,15 +1420,15 @@ CHAOSI_FN chaos_result chaosi_latency_kind(chaosi_parse *p, chaosi_u32 seen, con
         return chaosi_bad(p, CHAOS_ERR_MISSING_KEY, "\"latency\" takes min and max, or mean and max, or p50, p95, p99 and max");
     for (i = 0; i < 4; i++) {
         f->latency[i] = (unsigned)v[order[kind][i]];
-        if (i && f->latency[i] < f->latency[i - 1]) return chaosi_bad(p, CHAOS_ERR_VALUE, "\"latency\": the values must not fall towards max");
+        if (i && f->latency[i] < f->latency[i - 1])
+            return chaosi_bad(p, CHAOS_ERR_VALUE, "\"latency\": the values must not fall towards max");
     }
     for (i = kind < 2 ? 2 : 4; i < 4; i++) f->latency[i] = 0;
     f->latency_kind = (chaosi_u8)(CHAOS_LATENCY_UNIFORM + kind);
     return CHAOS_OK;
 }
 
-CHAOSI_FN chaos_result chaosi_latency(chaosi_parse *p, chaos_fault *f)
-{
+CHAOSI_FN chaos_result chaosi_latency(chaosi_parse *p, chaos_fault *f) {
     static const char *const words[] = {"min", "max", "mean", "p50", "p95", "p99"};
     long long v[6] = {0, 0, 0, 0, 0, 0};
     chaosi_u32 seen = 0;
@@ -1496,8 +1454,7 @@ CHAOSI_FN chaos_result chaosi_latency(chaosi_parse *p, chaos_fault *f)
 }
 
 /* n digits at s as a number, -1 = something else. */
-CHAOSI_FN int chaosi_digits(const char *s, int n)
-{
+CHAOSI_FN int chaosi_digits(const char *s, int n) {
     int value = 0;
     while (n-- > 0) {
         if (!chaosi_is_digit(*s)) return -1;
@@ -1507,8 +1464,7 @@ CHAOSI_FN int chaosi_digits(const char *s, int n)
 }
 
 /* RFC 3339 section 5.6, UTC only, from 1970; ms since the epoch, -1 = not such a moment. s is NUL-terminated. */
-CHAOSI_FN long long chaosi_moment(const char *s)
-{
+CHAOSI_FN long long chaosi_moment(const char *s) {
     static const int month_days[12] = {31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
     int year, month, day, hour, minute, second, ms = 0, scale = 100;
     if (strlen(s) < 20 || s[4] != '-' || s[7] != '-' || chaosi_lower(s[10]) != 't' || s[13] != ':' || s[16] != ':') return -1;
@@ -1529,8 +1485,7 @@ CHAOSI_FN long long chaosi_moment(const char *s)
     return (chaosi_days(year, month, day) * 86400 + hour * 3600 + minute * 60 + second) * 1000 + ms;
 }
 
-CHAOSI_FN chaos_result chaosi_expires(chaosi_parse *p, long long *out)
-{
+CHAOSI_FN chaos_result chaosi_expires(chaosi_parse *p, long long *out) {
     chaosi_token t = chaosi_json_next(&p->j);
     char s[48];
     size_t n;
@@ -1538,8 +1493,10 @@ CHAOSI_FN chaos_result chaosi_expires(chaosi_parse *p, long long *out)
     if (t == CHAOSI_JSON_NUMBER) {
         r = chaosi_int_here(p, p->key, LLONG_MIN / 2, LLONG_MAX / 2, out);
         if (r != CHAOS_OK) return r;
-        if (*out > CHAOSI_YEAR_2100) return chaosi_bad(p, CHAOS_ERR_RANGE, "\"expiresAt\" is beyond 2100: it looks like milliseconds, write seconds");
-        if (*out < CHAOSI_YEAR_2000) return chaosi_bad(p, CHAOS_ERR_RANGE, "\"expiresAt\" is before 2000: it is a moment, not a duration");
+        if (*out > CHAOSI_YEAR_2100)
+            return chaosi_bad(p, CHAOS_ERR_RANGE, "\"expiresAt\" is beyond 2100: it looks like milliseconds, write seconds");
+        if (*out < CHAOSI_YEAR_2000)
+            return chaosi_bad(p, CHAOS_ERR_RANGE, "\"expiresAt\" is before 2000: it is a moment, not a duration");
         *out *= 1000;
         return CHAOS_OK;
     }
@@ -1549,24 +1506,24 @@ CHAOSI_FN chaos_result chaosi_expires(chaosi_parse *p, long long *out)
     *out = strcmp(s, "never") == 0 ? -1 : chaosi_moment(s);
     if (*out == -1 && strcmp(s, "never") == 0) return CHAOS_OK;
     if (*out == -1)
-        return chaosi_bad(p, CHAOS_ERR_VALUE, "\"expiresAt\" must be RFC 3339 in UTC (2026-01-31T12:00:00Z), epoch seconds or \"never\"");
+        return chaosi_bad(p, CHAOS_ERR_VALUE,
+                          "\"expiresAt\" must be RFC 3339 in UTC (2026-01-31T12:00:00Z), epoch seconds or \"never\"");
     if (*out / 1000 > CHAOSI_YEAR_2100) return chaosi_bad(p, CHAOS_ERR_RANGE, "\"expiresAt\" is beyond 2100");
     if (*out / 1000 < CHAOSI_YEAR_2000) return chaosi_bad(p, CHAOS_ERR_RANGE, "\"expiresAt\" is before 2000");
     return CHAOS_OK;
 }
 
-CHAOSI_FN chaos_result chaosi_error_mode(chaosi_parse *p, chaos_fault *f)
-{
+CHAOSI_FN chaos_result chaosi_error_mode(chaosi_parse *p, chaos_fault *f) {
     int i = 0;
     chaos_result r = chaosi_choice(p, chaosi_modes, CHAOSI_MODE_COUNT, "status, reset, close, hang, truncate or corrupt", &i);
     if (r != CHAOS_OK) return r;
-    if (i >= CHAOSI_MODES_NOW) return chaosi_bad(p, CHAOS_ERR_UNSUPPORTED, "\"errorMode\": \"%s\" is not in this version", chaosi_modes[i]);
+    if (i >= CHAOSI_MODES_NOW)
+        return chaosi_bad(p, CHAOS_ERR_UNSUPPORTED, "\"errorMode\": \"%s\" is not in this version", chaosi_modes[i]);
     f->error_mode = (chaosi_u8)(CHAOS_STATUS + i);
     return CHAOS_OK;
 }
 
-CHAOSI_FN chaos_result chaosi_error_when(chaosi_parse *p, chaos_fault *f)
-{
+CHAOSI_FN chaos_result chaosi_error_when(chaosi_parse *p, chaos_fault *f) {
     static const char *const words[] = {"before", "after"};
     int i = 0;
     chaos_result r = chaosi_choice(p, words, 2, "before or after", &i);
@@ -1575,8 +1532,7 @@ CHAOSI_FN chaos_result chaosi_error_when(chaosi_parse *p, chaos_fault *f)
 }
 
 /* The keys that may stand in a rule too. */
-CHAOSI_FN chaos_result chaosi_fault_value(chaosi_parse *p, int key, chaos_fault *f)
-{
+CHAOSI_FN chaos_result chaosi_fault_value(chaosi_parse *p, int key, chaos_fault *f) {
     long long value = 0;
     chaos_result r;
     switch (key) {
@@ -1598,8 +1554,7 @@ CHAOSI_FN chaos_result chaosi_fault_value(chaosi_parse *p, int key, chaos_fault 
     }
 }
 
-CHAOSI_FN chaos_result chaosi_top_value(chaosi_parse *p, int key)
-{
+CHAOSI_FN chaos_result chaosi_top_value(chaosi_parse *p, int key) {
     chaos_config *c = p->out;
     long long seed = 0;
     chaos_result r;
@@ -1625,8 +1580,7 @@ CHAOSI_FN chaos_result chaosi_top_value(chaosi_parse *p, int key)
     }
 }
 
-CHAOSI_FN chaos_result chaosi_rule_value(chaosi_parse *p, int key, chaos_rule *rule)
-{
+CHAOSI_FN chaos_result chaosi_rule_value(chaosi_parse *p, int key, chaos_rule *rule) {
     int i;
     chaos_result r;
     if (key == CHAOSI_KEY_match) return chaosi_match_object(p, &rule->match);
@@ -1638,8 +1592,7 @@ CHAOSI_FN chaos_result chaosi_rule_value(chaosi_parse *p, int key, chaos_rule *r
     return r;
 }
 
-CHAOSI_FN chaos_result chaosi_one_rule(chaosi_parse *p, chaos_rule *rule)
-{
+CHAOSI_FN chaos_result chaosi_one_rule(chaosi_parse *p, chaos_rule *rule) {
     chaosi_u32 seen = 0;
     chaos_result r = CHAOS_OK;
     chaosi_token t;
@@ -1656,8 +1609,7 @@ CHAOSI_FN chaos_result chaosi_one_rule(chaosi_parse *p, chaos_rule *rule)
 }
 
 /* Runs after everything else of the object, because rules inherit the top-level fault keys wherever those stand. */
-CHAOSI_FN chaos_result chaosi_rules(chaosi_parse *p)
-{
+CHAOSI_FN chaos_result chaosi_rules(chaosi_parse *p) {
     chaosi_token t = chaosi_json_next(&p->j);
     chaos_result r = CHAOS_OK;
     p->key = "rules";
@@ -1665,7 +1617,8 @@ CHAOSI_FN chaos_result chaosi_rules(chaosi_parse *p)
     while (r == CHAOS_OK && (t = chaosi_json_next(&p->j)) != CHAOSI_JSON_ARRAY_END) {
         p->key = "rules";
         if (t != CHAOSI_JSON_OBJECT) return chaosi_expected(p, t, "a list of objects");
-        if (p->out->rule_count == CHAOS_MAX_RULES) return chaosi_bad(p, CHAOS_ERR_TOO_LARGE, "over %d \"rules\"", CHAOS_MAX_RULES);
+        if (p->out->rule_count == CHAOS_MAX_RULES)
+            return chaosi_bad(p, CHAOS_ERR_TOO_LARGE, "over %d \"rules\"", CHAOS_MAX_RULES);
         p->rule = p->out->rule_count;
         r = chaosi_one_rule(p, &p->out->rules[p->rule]);
         p->out->rule_count++;
@@ -1674,8 +1627,7 @@ CHAOSI_FN chaos_result chaosi_rules(chaosi_parse *p)
     return r;
 }
 
-CHAOSI_FN chaos_result chaosi_parse_object(chaosi_parse *p)
-{
+CHAOSI_FN chaos_result chaosi_parse_object(chaosi_parse *p) {
     chaosi_u32 seen = 0;
     chaosi_json rules_at;
     chaos_result r = CHAOS_OK;
@@ -1698,15 +1650,15 @@ CHAOSI_FN chaos_result chaosi_parse_object(chaosi_parse *p)
     return chaosi_rules(p);
 }
 
-CHAOSI_FN chaos_result chaosi_config_parse(chaos_config *out, const char *json, size_t len, chaos_error *err)
-{
+CHAOSI_FN chaos_result chaosi_config_parse(chaos_config *out, const char *json, size_t len, chaos_error *err) {
     chaosi_parse p;
     chaos_error local;
     chaos_result r;
     if (!err) err = &local;
     chaosi_no_error(err);
     chaosi_config_default(out);
-    if (len > CHAOS_CONFIG_INPUT_MAX) return chaosi_fail(err, CHAOS_ERR_TOO_LARGE, "the config is over %d bytes", CHAOS_CONFIG_INPUT_MAX);
+    if (len > CHAOS_CONFIG_INPUT_MAX)
+        return chaosi_fail(err, CHAOS_ERR_TOO_LARGE, "the config is over %d bytes", CHAOS_CONFIG_INPUT_MAX);
     memset(&p, 0, sizeof p);
     p.j = chaosi_json_begin(json, len, err);
     p.out = out;
@@ -1718,28 +1670,24 @@ CHAOSI_FN chaos_result chaosi_config_parse(chaos_config *out, const char *json, 
     return err->code;
 }
 
-CHAOSI_FN void chaosi_put_key(chaosi_out *o, const char *key)
-{
+CHAOSI_FN void chaosi_put_key(chaosi_out *o, const char *key) {
     if (o->last != '{') chaosi_puts(o, ",");
     chaosi_puts(o, "\"");
     chaosi_puts(o, key);
     chaosi_puts(o, "\":");
 }
 
-CHAOSI_FN void chaosi_put_number(chaosi_out *o, const char *key, long long value)
-{
+CHAOSI_FN void chaosi_put_number(chaosi_out *o, const char *key, long long value) {
     chaosi_put_key(o, key);
     chaosi_put_int(o, value);
 }
 
-CHAOSI_FN void chaosi_put_text(chaosi_out *o, const chaos_config *cfg, const char *key, chaos_text text)
-{
+CHAOSI_FN void chaosi_put_text(chaosi_out *o, const chaos_config *cfg, const char *key, chaos_text text) {
     chaosi_put_key(o, key);
     chaosi_put_json(o, chaosi_text_of(cfg, text));
 }
 
-CHAOSI_FN void chaosi_put_list(chaosi_out *o, const chaos_config *cfg, const char *key, chaos_list list)
-{
+CHAOSI_FN void chaosi_put_list(chaosi_out *o, const chaos_config *cfg, const char *key, chaos_list list) {
     int i;
     chaosi_put_key(o, key);
     for (i = 0; i < list.count; i++) {
@@ -1749,8 +1697,7 @@ CHAOSI_FN void chaosi_put_list(chaosi_out *o, const chaos_config *cfg, const cha
     chaosi_puts(o, list.count ? "]" : "[]");
 }
 
-CHAOSI_FN void chaosi_put_match(chaosi_out *o, const chaos_config *cfg, const chaos_match *m)
-{
+CHAOSI_FN void chaosi_put_match(chaosi_out *o, const chaos_config *cfg, const chaos_match *m) {
     int i;
     if (!m->methods.count && !m->paths.count && !m->headers.count) return;
     chaosi_put_key(o, "match");
@@ -1769,8 +1716,7 @@ CHAOSI_FN void chaosi_put_match(chaosi_out *o, const chaos_config *cfg, const ch
     chaosi_puts(o, "}");
 }
 
-CHAOSI_FN void chaosi_put_latency(chaosi_out *o, const chaos_fault *f)
-{
+CHAOSI_FN void chaosi_put_latency(chaosi_out *o, const chaos_fault *f) {
     static const char *const words[3][4] = {{"min", "max", 0, 0}, {"mean", "max", 0, 0}, {"p50", "p95", "p99", "max"}};
     int i, kind = f->latency_kind - CHAOS_LATENCY_UNIFORM;
     chaosi_put_key(o, "latency");
@@ -1784,9 +1730,9 @@ CHAOSI_FN void chaosi_put_latency(chaosi_out *o, const chaos_fault *f)
 }
 
 /* The fault keys in which f differs from base. */
-CHAOSI_FN void chaosi_put_fault(chaosi_out *o, const chaos_config *cfg, const chaos_fault *f, const chaos_fault *base)
-{
-    if (f->latency_kind != base->latency_kind || memcmp(f->latency, base->latency, sizeof f->latency) != 0) chaosi_put_latency(o, f);
+CHAOSI_FN void chaosi_put_fault(chaosi_out *o, const chaos_config *cfg, const chaos_fault *f, const chaos_fault *base) {
+    if (f->latency_kind != base->latency_kind || memcmp(f->latency, base->latency, sizeof f->latency) != 0)
+        chaosi_put_latency(o, f);
     if (f->latency_rate != base->latency_rate) chaosi_put_number(o, "latencyRate", f->latency_rate);
     if (f->error_rate != base->error_rate) chaosi_put_number(o, "errorRate", f->error_rate);
     if (f->error_status != base->error_status) chaosi_put_number(o, "errorStatus", f->error_status);
@@ -1804,8 +1750,7 @@ CHAOSI_FN void chaosi_put_fault(chaosi_out *o, const chaos_config *cfg, const ch
     if (f->bandwidth != base->bandwidth) chaosi_put_number(o, "bandwidth", f->bandwidth);
 }
 
-CHAOSI_FN void chaosi_put_rules(chaosi_out *o, const chaos_config *cfg)
-{
+CHAOSI_FN void chaosi_put_rules(chaosi_out *o, const chaos_config *cfg) {
     int i;
     chaosi_put_key(o, "rules");
     chaosi_puts(o, "[");
@@ -1819,15 +1764,13 @@ CHAOSI_FN void chaosi_put_rules(chaosi_out *o, const chaos_config *cfg)
     chaosi_puts(o, "]");
 }
 
-CHAOSI_FN void chaosi_put_expiry(chaosi_out *o, long long expires_ms)
-{
+CHAOSI_FN void chaosi_put_expiry(chaosi_out *o, long long expires_ms) {
     char when[80];
     chaosi_put_key(o, "expiresAt");
     chaosi_put_json(o, chaosi_str(expires_ms < 0 ? "never" : chaosi_rfc3339(when, expires_ms, false)));
 }
 
-CHAOSI_FN size_t chaosi_config_format(const chaos_config *cfg, char *buf, size_t cap)
-{
+CHAOSI_FN size_t chaosi_config_format(const chaos_config *cfg, char *buf, size_t cap) {
     chaos_fault base = chaosi_fault_default();
     chaosi_out o = chaosi_into(buf, cap);
     chaosi_puts(&o, cfg->enabled ? "{\"enabled\":true" : "{\"enabled\":false");
@@ -1852,13 +1795,12 @@ CHAOSI_FN size_t chaosi_config_format(const chaos_config *cfg, char *buf, size_t
 /* ==== >>judge ================================================================================================= */
 /* Rolls. A roll is the upper 32 bits of mix(mix(seed ^ FNV-1a(rule name)) ^ key, purpose); it hits a rate of r percent
    when roll * 10000 >> 32 < r * 100: never at 0, always at 100, and whoever is hit at r is hit at r + 1. */
-#define CHAOSI_PATH_MAX 1024 /* longer paths are never touched */
-#define CHAOSI_ROLL_ERROR 1
-#define CHAOSI_ROLL_DELAY 2
+#define CHAOSI_PATH_MAX    1024 /* longer paths are never touched */
+#define CHAOSI_ROLL_ERROR  1
+#define CHAOSI_ROLL_DELAY  2
 #define CHAOSI_ROLL_AMOUNT 3
 
-CHAOSI_FN chaosi_u32 chaosi_roll(chaosi_u64 base, chaosi_u64 key, chaosi_u64 purpose)
-{
+CHAOSI_FN chaosi_u32 chaosi_roll(chaosi_u64 base, chaosi_u64 key, chaosi_u64 purpose) {
     return (chaosi_u32)(chaosi_mix((base ^ key) + purpose * 0xd1342543de82ef95ull) >> 32);
 }
 
@@ -1868,11 +1810,11 @@ CHAOSI_FN bool chaosi_hits(chaosi_u32 roll, unsigned percent) { return chaosi_of
 
 /* -ln(u) in 1/65536 for u = (roll + 1) / 2^32: log2 by its leading bit and a table with linear interpolation, then
    times ln 2. Whole numbers only, so every machine agrees; the error is under 1/8000. */
-CHAOSI_FN chaosi_u64 chaosi_minus_ln(chaosi_u32 roll)
-{
+CHAOSI_FN chaosi_u64 chaosi_minus_ln(chaosi_u32 roll) {
     static const chaosi_u16 log2_table[33] = {/* 65536 * log2(1 + i/32), the last one cut to 16 bits */
-        0,     2909,  5732,  8473,  11136, 13727, 16248, 18704, 21098, 23433, 25711, 27936, 30109, 32234, 34312, 36346, 38336,
-        40286, 42196, 44068, 45904, 47705, 49472, 51207, 52911, 54584, 56229, 57845, 59434, 60997, 62534, 64047, 65535};
+                                              0,     2909,  5732,  8473,  11136, 13727, 16248, 18704, 21098, 23433, 25711,
+                                              27936, 30109, 32234, 34312, 36346, 38336, 40286, 42196, 44068, 45904, 47705,
+                                              49472, 51207, 52911, 54584, 56229, 57845, 59434, 60997, 62534, 64047, 65535};
     chaosi_u64 u = (chaosi_u64)roll + 1;
     chaosi_u64 fraction, i, low, log2_u;
     int top = 32;
@@ -1885,8 +1827,7 @@ CHAOSI_FN chaosi_u64 chaosi_minus_ln(chaosi_u32 roll)
 }
 
 /* A point on the line through (0,0), (50 %,p50), (95 %,p95), (99 %,p99), (100 %,max); roll is the 32-bit share. */
-CHAOSI_FN chaosi_u64 chaosi_quantile_us(const unsigned *ms, chaosi_u32 roll)
-{
+CHAOSI_FN chaosi_u64 chaosi_quantile_us(const unsigned *ms, chaosi_u32 roll) {
     static const chaosi_u32 at[5] = {0, 0x80000000u, 0xf3333333u, 0xfd70a3d7u, 0xffffffffu};
     chaosi_u64 low, high, share, width;
     int i = 0;
@@ -1898,8 +1839,7 @@ CHAOSI_FN chaosi_u64 chaosi_quantile_us(const unsigned *ms, chaosi_u32 roll)
     return low + (high - low) * share / width;
 }
 
-CHAOSI_FN unsigned chaosi_delay_us(const chaos_fault *f, chaosi_u32 roll)
-{
+CHAOSI_FN unsigned chaosi_delay_us(const chaos_fault *f, chaosi_u32 roll) {
     chaosi_u64 a = (chaosi_u64)f->latency[0] * 1000, b = (chaosi_u64)f->latency[1] * 1000, us;
     switch (f->latency_kind) {
     case CHAOS_LATENCY_UNIFORM: return (unsigned)(a + ((b - a + 1) * roll >> 32));
@@ -1910,8 +1850,7 @@ CHAOSI_FN unsigned chaosi_delay_us(const chaos_fault *f, chaosi_u32 roll)
 }
 
 /* The rolls on one set of fault keys; base = mix(seed ^ hash of the rule's name). An error short-circuits the delay. */
-CHAOSI_FN void chaosi_roll_faults(const chaos_fault *f, chaosi_u64 base, chaosi_u64 key, chaos_verdict *v)
-{
+CHAOSI_FN void chaosi_roll_faults(const chaos_fault *f, chaosi_u64 base, chaosi_u64 key, chaos_verdict *v) {
     chaosi_u32 roll = chaosi_roll(base, key, CHAOSI_ROLL_ERROR);
     v->key = key;
     v->roll = (chaosi_u16)chaosi_of_10000(roll);
@@ -1928,8 +1867,7 @@ CHAOSI_FN void chaosi_roll_faults(const chaos_fault *f, chaosi_u64 base, chaosi_
 }
 
 /* Glob: `*` matches any run without `stop`, `**` any run; all else stands for itself. stop 0 = both match any run. */
-CHAOSI_FN bool chaosi_glob(chaosi_span pattern, chaosi_span text, char stop)
-{
+CHAOSI_FN bool chaosi_glob(chaosi_span pattern, chaosi_span text, char stop) {
     size_t p = 0, t = 0;
     size_t star = SIZE_MAX, star_t = 0, wide = SIZE_MAX, wide_t = 0; /* where to go on after a mismatch */
     for (;;) {
@@ -1969,14 +1907,12 @@ typedef struct chaosi_subject {
     char decoded[CHAOSI_PATH_MAX];
 } chaosi_subject;
 
-CHAOSI_FN chaosi_span chaosi_given(const char *at, size_t len)
-{
+CHAOSI_FN chaosi_span chaosi_given(const char *at, size_t len) {
     if (!at) return chaosi_of("", 0);
     return len ? chaosi_of(at, len) : chaosi_str(at);
 }
 
-CHAOSI_FN chaosi_span chaosi_decode_path(chaosi_span raw, char *to)
-{
+CHAOSI_FN chaosi_span chaosi_decode_path(chaosi_span raw, char *to) {
     size_t i, n = 0;
     for (i = 0; i < raw.len; i++) {
         int high = raw.at[i] == '%' && i + 2 < raw.len ? chaosi_hex(raw.at[i + 1]) : -1;
@@ -1988,8 +1924,7 @@ CHAOSI_FN chaosi_span chaosi_decode_path(chaosi_span raw, char *to)
 }
 
 /* False = the path is too long to look at. */
-CHAOSI_FN bool chaosi_ready(chaosi_subject *s, const chaos_request *req)
-{
+CHAOSI_FN bool chaosi_ready(chaosi_subject *s, const chaos_request *req) {
     chaosi_span raw = chaosi_given(req ? req->path : NULL, req ? req->path_len : 0);
     size_t n = 0;
     bool encoded = false;
@@ -2001,23 +1936,20 @@ CHAOSI_FN bool chaosi_ready(chaosi_subject *s, const chaos_request *req)
 }
 
 /* The value of a request header, at NULL = none. */
-CHAOSI_FN chaosi_span chaosi_header_of(const chaosi_subject *s, const char *name)
-{
+CHAOSI_FN chaosi_span chaosi_header_of(const chaosi_subject *s, const char *name) {
     size_t len = 0;
     const char *value = s->req && s->req->header ? s->req->header(s->req->user, name, &len) : NULL;
     return chaosi_of(value, value ? len : 0);
 }
 
-CHAOSI_FN bool chaosi_any_path(const chaos_config *cfg, chaos_list globs, chaosi_span path)
-{
+CHAOSI_FN bool chaosi_any_path(const chaos_config *cfg, chaos_list globs, chaosi_span path) {
     int i;
     for (i = 0; i < globs.count; i++)
         if (chaosi_glob(chaosi_item(cfg, globs, i), path, '/')) return true;
     return false;
 }
 
-CHAOSI_FN bool chaosi_matches(const chaos_config *cfg, const chaos_match *m, const chaosi_subject *s)
-{
+CHAOSI_FN bool chaosi_matches(const chaos_config *cfg, const chaos_match *m, const chaosi_subject *s) {
     int i;
     if (m->methods.count) {
         chaosi_span method = chaosi_given(s->req ? s->req->method : NULL, s->req ? s->req->method_len : 0);
@@ -2033,8 +1965,7 @@ CHAOSI_FN bool chaosi_matches(const chaos_config *cfg, const chaos_match *m, con
 }
 
 /* The list that spares health checks when `exclude` is not given. "/healthz" is in "/health*". */
-CHAOSI_FN bool chaosi_default_excluded(const chaosi_subject *s)
-{
+CHAOSI_FN bool chaosi_default_excluded(const chaosi_subject *s) {
     static const chaosi_span paths[] = {{"/health*", 8}, {"/livez", 6}, {"/readyz", 7}, {"/ping", 5}};
     static const char *const agents[] = {"ELB-HealthChecker/*", "kube-probe/*", "Amazon-Route53-Health-Check-Service*"};
     chaosi_span agent;
@@ -2048,22 +1979,19 @@ CHAOSI_FN bool chaosi_default_excluded(const chaosi_subject *s)
     return false;
 }
 
-CHAOSI_FN bool chaosi_excluded(const chaos_config *cfg, const chaosi_subject *s)
-{
+CHAOSI_FN bool chaosi_excluded(const chaos_config *cfg, const chaosi_subject *s) {
     return cfg->default_exclude ? chaosi_default_excluded(s) : chaosi_any_path(cfg, cfg->exclude, s->path);
 }
 
 CHAOSI_FN bool chaosi_is_fault(const chaos_verdict *v) { return v->kind != CHAOS_PASS || v->bandwidth; }
 
-CHAOSI_FN void chaosi_pass(chaos_verdict *v)
-{
+CHAOSI_FN void chaosi_pass(chaos_verdict *v) {
     memset(v, 0, sizeof *v);
     v->rule = -1;
 }
 
 /* Takes the fault out of a verdict; what was rolled stays. */
-CHAOSI_FN void chaosi_spare(chaos_verdict *v)
-{
+CHAOSI_FN void chaosi_spare(chaos_verdict *v) {
     v->kind = CHAOS_PASS;
     v->after = 0;
     v->status = 0;
@@ -2071,8 +1999,7 @@ CHAOSI_FN void chaosi_spare(chaos_verdict *v)
 }
 
 /* Match and rolls. True = a fault would have happened but for `exclude`. */
-CHAOSI_FN bool chaosi_judge(const chaos_config *cfg, const chaos_request *req, chaosi_u64 key, chaos_verdict *v)
-{
+CHAOSI_FN bool chaosi_judge(const chaos_config *cfg, const chaos_request *req, chaosi_u64 key, chaos_verdict *v) {
     chaosi_subject s;
     chaosi_u64 rule_hash = 0;
     const chaos_fault *fault = &cfg->fault;
@@ -2093,13 +2020,11 @@ CHAOSI_FN bool chaosi_judge(const chaos_config *cfg, const chaos_request *req, c
 }
 
 /* Share of instances: the hash of the id alone, so that it is sticky over experiments and nested as it grows. 0..99. */
-CHAOSI_FN unsigned chaosi_canary_slot(chaosi_span instance)
-{
+CHAOSI_FN unsigned chaosi_canary_slot(chaosi_span instance) {
     return (unsigned)((chaosi_mix(chaosi_hash(instance)) >> 32) * 100 >> 32);
 }
 
-CHAOSI_FN bool chaosi_takes_part(const chaos_config *cfg, chaosi_span instance)
-{
+CHAOSI_FN bool chaosi_takes_part(const chaos_config *cfg, chaosi_span instance) {
     int i;
     if (chaosi_canary_slot(instance) >= cfg->canary) return false;
     for (i = 0; i < cfg->instances.count; i++)
@@ -2114,22 +2039,20 @@ typedef enum chaosi_scheme { CHAOSI_NONE, CHAOSI_INLINE, CHAOSI_ENV, CHAOSI_FILE
 
 typedef struct chaosi_source {
     chaosi_scheme scheme;
-    bool fetched; /* read again at every TTL, and leased: file, callback */
+    bool fetched;   /* read again at every TTL, and leased: file, callback */
     char name[256]; /* as shown: "file:chaos.json", "inline", ... */
     char path[4096];
     chaos_result (*fetch)(void *user, char *buf, size_t cap, chaos_fetched *out, chaos_error *err);
     void *user;
 } chaosi_source;
 
-CHAOSI_FN const char *chaosi_env(const char *name)
-{
+CHAOSI_FN const char *chaosi_env(const char *name) {
     const char *value = getenv(name);
     return value && *value ? value : NULL;
 }
 
 /* Size and time of a file, to see whether it changed while it was read. */
-CHAOSI_FN bool chaosi_same_file(const struct stat *a, const struct stat *b)
-{
+CHAOSI_FN bool chaosi_same_file(const struct stat *a, const struct stat *b) {
 #if defined(st_mtime) && !defined(_WIN32)
     if (a->st_mtim.tv_nsec != b->st_mtim.tv_nsec) return false;
 #endif
@@ -2137,8 +2060,7 @@ CHAOSI_FN bool chaosi_same_file(const struct stat *a, const struct stat *b)
 }
 
 /* One read; CHAOS_ERR_SYSTEM with no error filled in = it changed meanwhile. */
-CHAOSI_FN chaos_result chaosi_read_once(const char *path, char *buf, size_t cap, size_t *len, chaos_error *err)
-{
+CHAOSI_FN chaos_result chaosi_read_once(const char *path, char *buf, size_t cap, size_t *len, chaos_error *err) {
     struct stat before, after;
     FILE *f;
     if (stat(path, &before) != 0) {
@@ -2158,8 +2080,7 @@ CHAOSI_FN chaos_result chaosi_read_once(const char *path, char *buf, size_t cap,
     return CHAOS_OK;
 }
 
-CHAOSI_FN chaos_result chaosi_read_file(const char *path, char *buf, size_t cap, size_t *len, chaos_error *err)
-{
+CHAOSI_FN chaos_result chaosi_read_file(const char *path, char *buf, size_t cap, size_t *len, chaos_error *err) {
     int tries;
     for (tries = 0; tries < 5; tries++) {
         chaos_result r = chaosi_read_once(path, buf, cap, len, err);
@@ -2168,16 +2089,14 @@ CHAOSI_FN chaos_result chaosi_read_file(const char *path, char *buf, size_t cap,
     return chaosi_fail(err, CHAOS_ERR_UNREACHABLE, "%s changes while it is read", path);
 }
 
-CHAOSI_FN chaos_result chaosi_put_bytes(const char *text, char *buf, size_t cap, size_t *len)
-{
+CHAOSI_FN chaos_result chaosi_put_bytes(const char *text, char *buf, size_t cap, size_t *len) {
     *len = strlen(text) < cap ? strlen(text) : cap;
     memcpy(buf, text, *len);
     return CHAOS_OK;
 }
 
 /* cap is one more than a config may have, so that "too large" is seen by the parser. */
-CHAOSI_FN chaos_result chaosi_fetch(const chaosi_source *s, char *buf, size_t cap, chaos_fetched *out, chaos_error *err)
-{
+CHAOSI_FN chaos_result chaosi_fetch(const chaosi_source *s, char *buf, size_t cap, chaos_fetched *out, chaos_error *err) {
     memset(out, 0, sizeof *out);
     chaosi_no_error(err);
     switch (s->scheme) {
@@ -2191,8 +2110,7 @@ CHAOSI_FN chaos_result chaosi_fetch(const chaosi_source *s, char *buf, size_t ca
 }
 
 /* Reads the source's form; an inline text stays with the caller. */
-CHAOSI_FN chaos_result chaosi_source_of(chaosi_source *s, const chaos_desc *desc, const char *text, chaos_error *err)
-{
+CHAOSI_FN chaos_result chaosi_source_of(chaosi_source *s, const chaos_desc *desc, const char *text, chaos_error *err) {
     const char *rest = text;
     memset(s, 0, sizeof *s);
     chaosi_copy(s->name, sizeof s->name, text ? text : "none");
@@ -2212,14 +2130,17 @@ CHAOSI_FN chaos_result chaosi_source_of(chaosi_source *s, const chaos_desc *desc
         return CHAOS_OK;
     }
     if (strncmp(rest, "ssm:", 4) == 0 || strncmp(rest, "appconfig:", 10) == 0)
-        return chaosi_fail(err, CHAOS_ERR_UNSUPPORTED, "config source \"%.80s\": ssm: and appconfig: are not in this version", rest);
+        return chaosi_fail(err, CHAOS_ERR_UNSUPPORTED, "config source \"%.80s\": ssm: and appconfig: are not in this version",
+                           rest);
     s->scheme = strncmp(rest, "file:", 5) == 0 ? CHAOSI_FILE : strncmp(rest, "env:", 4) == 0 ? CHAOSI_ENV : CHAOSI_NONE;
     if (s->scheme == CHAOSI_NONE)
-        return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "config source \"%.60s\" is none of file:PATH, env:NAME or JSON text", rest);
+        return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "config source \"%.60s\" is none of file:PATH, env:NAME or JSON text",
+                           rest);
     s->fetched = s->scheme == CHAOSI_FILE;
     rest = strchr(rest, ':') + 1;
     if (!*rest) return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "config source \"%.60s\" names nothing", text);
-    if (strlen(rest) >= sizeof s->path) return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "config source: the path is over %u bytes", (unsigned)sizeof s->path - 1);
+    if (strlen(rest) >= sizeof s->path)
+        return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "config source: the path is over %u bytes", (unsigned)sizeof s->path - 1);
     chaosi_copy(s->path, sizeof s->path, rest);
     return CHAOS_OK;
 }
@@ -2232,11 +2153,11 @@ CHAOSI_FN chaos_result chaosi_source_of(chaosi_source *s, const chaos_desc *desc
    looks, a writer reuses a slot only when it is not current and nobody is inside. Nothing is freed before chaos_close.
 
    Writers: `fetch_lock` (one fetch at a time, may be held long) then `lock` (short; state, reason, times). */
-#define CHAOSI_SLOTS 4
-#define CHAOSI_LEASE_MS 3600000ull
+#define CHAOSI_SLOTS          4
+#define CHAOSI_LEASE_MS       3600000ull
 #define CHAOSI_BACKOFF_MAX_MS 30000ull
-#define CHAOSI_TICK_MS 1000ull /* while on: summaries */
-#define CHAOSI_BEAT_MS 60000ull /* while on: the heartbeat */
+#define CHAOSI_TICK_MS        1000ull  /* while on: summaries */
+#define CHAOSI_BEAT_MS        60000ull /* while on: the heartbeat */
 
 typedef struct chaosi_hot {
     chaosi_u64 until_mono, until_wall; /* ns: the end or the age limit, whichever comes first */
@@ -2259,7 +2180,12 @@ typedef struct chaosi_slot {
     chaos_config cfg;
 } chaosi_slot;
 
-typedef enum chaosi_loaded { CHAOSI_LOADED_NOTHING, CHAOSI_LOADED_GOOD, CHAOSI_LOADED_NOT_FOUND, CHAOSI_LOADED_INVALID } chaosi_loaded;
+typedef enum chaosi_loaded {
+    CHAOSI_LOADED_NOTHING,
+    CHAOSI_LOADED_GOOD,
+    CHAOSI_LOADED_NOT_FOUND,
+    CHAOSI_LOADED_INVALID
+} chaosi_loaded;
 typedef enum chaosi_news { CHAOSI_NEWS_STATE, CHAOSI_NEWS_CONFIG, CHAOSI_NEWS_FETCH_FAILED, CHAOSI_NEWS_TICK } chaosi_news;
 
 /* Counters that requests write; plain sums, read without a lock. */
@@ -2285,7 +2211,7 @@ struct chaos {
     chaosi_u64 log_second;
     chaosi_u32 log_in_second;
     chaosi_u32 waiting, connections_now;
-    chaosi_u64 budget; /* serial << 32 | faults done, for maxFaults */
+    chaosi_u64 budget;   /* serial << 32 | faults done, for maxFaults */
     chaosi_u32 *tickets; /* CHAOS_MAX_CONCURRENT places; odd = taken */
 
     /* From here: under `lock`, or set once in chaos_open. */
@@ -2294,9 +2220,9 @@ struct chaos {
     char instance[128], service[128];
     chaosi_u64 seed;
     chaosi_loaded loaded;
-    chaos_state state; /* as last told */
-    char reason[200];  /* of the state; for `invalid` and `off` the source's words */
-    char problem[200]; /* what the last fetch or parse said */
+    chaos_state state;                     /* as last told */
+    char reason[200];                      /* of the state; for `invalid` and `off` the source's words */
+    char problem[200];                     /* what the last fetch or parse said */
     chaosi_u32 current;                    /* slot */
     chaosi_u64 version, content, modified; /* of the current bytes */
     chaosi_u64 changes, fetches, fetch_errors, config_errors;
@@ -2321,22 +2247,20 @@ struct chaos {
 };
 
 #ifdef CHAOSI_THREADS
-#define CHAOSI_LOCK(m) pthread_mutex_lock(m)
-#define CHAOSI_UNLOCK(m) pthread_mutex_unlock(m)
+#define CHAOSI_LOCK(m)    pthread_mutex_lock(m)
+#define CHAOSI_UNLOCK(m)  pthread_mutex_unlock(m)
 #define CHAOSI_TRYLOCK(m) (pthread_mutex_trylock(m) == 0)
 #else
-#define CHAOSI_LOCK(m) ((void)0)
-#define CHAOSI_UNLOCK(m) ((void)0)
+#define CHAOSI_LOCK(m)    ((void)0)
+#define CHAOSI_UNLOCK(m)  ((void)0)
 #define CHAOSI_TRYLOCK(m) true
 #endif
 
-CHAOSI_FN chaosi_u64 chaosi_now(const chaos *c, bool wall)
-{
+CHAOSI_FN chaosi_u64 chaosi_now(const chaos *c, bool wall) {
     return c->desc.clock ? c->desc.clock(c->desc.clock_user, wall) : chaosi_clock(wall);
 }
 
-CHAOSI_FN chaosi_u64 chaosi_now_coarse(const chaos *c, bool wall)
-{
+CHAOSI_FN chaosi_u64 chaosi_now_coarse(const chaos *c, bool wall) {
     return CHAOSI_UNLIKELY(c->desc.clock != NULL) ? c->desc.clock(c->desc.clock_user, wall) : chaosi_clock_coarse(wall);
 }
 
@@ -2345,8 +2269,7 @@ CHAOSI_FN chaosi_u64 chaosi_later(chaosi_u64 a, chaosi_u64 b) { return a > CHAOS
 
 CHAOSI_FN chaosi_u64 chaosi_min(chaosi_u64 a, chaosi_u64 b) { return a < b ? a : b; }
 
-CHAOSI_HOT void chaosi_read_hot(chaos *c, chaosi_hot *out)
-{
+CHAOSI_HOT void chaosi_read_hot(chaos *c, chaosi_hot *out) {
     chaosi_u32 before, after;
     chaosi_u64 word;
     size_t i;
@@ -2361,8 +2284,7 @@ CHAOSI_HOT void chaosi_read_hot(chaos *c, chaosi_hot *out)
 }
 
 /* Under lock. The word stores are releases, so that no reader sees one of them without the odd sequence. */
-CHAOSI_FN void chaosi_write_hot(chaos *c, const chaosi_hot *hot)
-{
+CHAOSI_FN void chaosi_write_hot(chaos *c, const chaosi_hot *hot) {
     chaosi_u64 words[CHAOSI_HOT_WORDS];
     size_t i;
     memcpy(words, hot, sizeof *hot);
@@ -2372,8 +2294,7 @@ CHAOSI_FN void chaosi_write_hot(chaos *c, const chaosi_hot *hot)
 }
 
 /* Counts the caller into the slot that is current; it must leave. */
-CHAOSI_FN const chaos_config *chaosi_enter(chaos *c, chaosi_u32 *slot)
-{
+CHAOSI_FN const chaos_config *chaosi_enter(chaos *c, chaosi_u32 *slot) {
     for (;;) {
         *slot = CHAOSI_SEQ(&c->current);
         CHAOSI_ENTER(&c->slots[*slot].readers, 1u);
@@ -2384,8 +2305,7 @@ CHAOSI_FN const chaos_config *chaosi_enter(chaos *c, chaosi_u32 *slot)
 
 CHAOSI_FN void chaosi_leave(chaos *c, chaosi_u32 slot) { CHAOSI_ENTER(&c->slots[slot].readers, ~0u); }
 
-CHAOSI_FN void chaosi_nap(chaosi_u64 ns)
-{
+CHAOSI_FN void chaosi_nap(chaosi_u64 ns) {
 #ifdef _WIN32
     Sleep((DWORD)(ns / CHAOSI_MS));
 #else
@@ -2397,8 +2317,7 @@ CHAOSI_FN void chaosi_nap(chaosi_u64 ns)
 }
 
 /* A slot that is not current and that nobody reads. Readers stay for microseconds, so this ends. */
-CHAOSI_FN chaosi_u32 chaosi_free_slot(chaos *c)
-{
+CHAOSI_FN chaosi_u32 chaosi_free_slot(chaos *c) {
     chaosi_u32 i;
     for (;; chaosi_nap(CHAOSI_MS))
         for (i = 0; i < CHAOSI_SLOTS; i++)
@@ -2408,8 +2327,7 @@ CHAOSI_FN chaosi_u32 chaosi_free_slot(chaos *c)
 /* -- the pipes -- */
 #ifdef CHAOSI_POSIX
 /* One byte; a full pipe is readable already. Async-signal-safe, keeps errno. */
-CHAOSI_FN void chaosi_ring(chaos *c, int fd)
-{
+CHAOSI_FN void chaosi_ring(chaos *c, int fd) {
     int saved = errno;
     ssize_t n = 0;
     if (getpid() == c->pid) n = write(fd, "", 1);
@@ -2417,15 +2335,13 @@ CHAOSI_FN void chaosi_ring(chaos *c, int fd)
     errno = saved;
 }
 
-CHAOSI_FN void chaosi_drain(chaos *c, int fd)
-{
+CHAOSI_FN void chaosi_drain(chaos *c, int fd) {
     char bytes[64];
     if (getpid() != c->pid) return;
     while (read(fd, bytes, sizeof bytes) > 0) {}
 }
 
-CHAOSI_FN bool chaosi_readable(int fd)
-{
+CHAOSI_FN bool chaosi_readable(int fd) {
     struct pollfd p;
     p.fd = fd;
     p.events = POLLIN;
@@ -2433,8 +2349,7 @@ CHAOSI_FN bool chaosi_readable(int fd)
     return poll(&p, 1, 0) > 0;
 }
 
-CHAOSI_FN bool chaosi_pipe(int *fds)
-{
+CHAOSI_FN bool chaosi_pipe(int *fds) {
     int i;
     if (pipe(fds) != 0) return false;
     for (i = 0; i < 2; i++) {
@@ -2446,8 +2361,7 @@ CHAOSI_FN bool chaosi_pipe(int *fds)
 
 /* Sleeps until the deadline (monotonic ns) or until fd or fd2 (-1 = none) is readable: whole milliseconds in poll, the
    rest in nanosleep, because ppoll is not in POSIX.1-2008. */
-CHAOSI_FN void chaosi_sleep_until(chaosi_u64 deadline, int fd, int fd2)
-{
+CHAOSI_FN void chaosi_sleep_until(chaosi_u64 deadline, int fd, int fd2) {
     struct pollfd p[2];
     chaosi_u64 now = chaosi_clock(false), ms;
     if (now >= deadline) return;
@@ -2463,8 +2377,7 @@ CHAOSI_FN void chaosi_sleep_until(chaosi_u64 deadline, int fd, int fd2)
 #endif
 
 /* The pipe and `armed` follow the state. Under lock. A chaos_off in between is seen by the second look. */
-CHAOSI_FN void chaosi_arm(chaos *c, bool on)
-{
+CHAOSI_FN void chaosi_arm(chaos *c, bool on) {
 #ifdef CHAOSI_POSIX
     if (on) chaosi_drain(c, c->wake[0]);
     else if (!chaosi_readable(c->wake[0])) chaosi_ring(c, c->wake[1]);
@@ -2478,23 +2391,20 @@ CHAOSI_FN void chaosi_arm(chaos *c, bool on)
 }
 
 /* -- state -- */
-CHAOSI_FN chaosi_u64 chaosi_ttl(const chaos *c)
-{
+CHAOSI_FN chaosi_u64 chaosi_ttl(const chaos *c) {
     chaosi_u64 ms = c->desc.ttl_ms ? (chaosi_u64)c->desc.ttl_ms : CHAOSI_LOAD(&c->armed) ? 10000u : 30000u;
     return ms * CHAOSI_MS;
 }
 
 /* How long after a good fetch the config may still be used: its TTL while on, and max_stale beyond. */
-CHAOSI_FN chaosi_u64 chaosi_age_limit(const chaos *c)
-{
+CHAOSI_FN chaosi_u64 chaosi_age_limit(const chaos *c) {
     chaosi_u64 ttl = c->desc.ttl_ms ? (chaosi_u64)c->desc.ttl_ms : 10000u;
     chaosi_u64 stale = c->desc.max_stale_ms > 0 ? (chaosi_u64)c->desc.max_stale_ms : c->desc.max_stale_ms ? 0u : 60000u;
     return c->source.fetched ? (ttl + stale) * CHAOSI_MS : CHAOSI_NEVER;
 }
 
 /* The state at this moment, with its reason. Under lock; `killed` may come at any time. */
-CHAOSI_FN chaos_state chaosi_state_at(chaos *c, chaosi_u64 mono, chaosi_u64 wall, char *reason, size_t cap)
-{
+CHAOSI_FN chaos_state chaosi_state_at(chaos *c, chaosi_u64 mono, chaosi_u64 wall, char *reason, size_t cap) {
     const chaos_config *cfg = &c->slots[c->current].cfg;
     chaosi_u64 limit = chaosi_age_limit(c);
     const char *why;
@@ -2531,8 +2441,7 @@ CHAOSI_FN chaos_state chaosi_state_at(chaos *c, chaosi_u64 mono, chaosi_u64 wall
 CHAOSI_FN bool chaosi_is_active(chaos_state s) { return s == CHAOS_STATE_ON || s == CHAOS_STATE_DRY_RUN; }
 
 /* Writes the hot block from the current config and times. Under lock. */
-CHAOSI_FN void chaosi_publish(chaos *c)
-{
+CHAOSI_FN void chaosi_publish(chaos *c) {
     const chaos_config *cfg = &c->slots[c->current].cfg;
     chaosi_u64 limit = chaosi_age_limit(c);
     chaosi_hot hot;
@@ -2547,13 +2456,13 @@ CHAOSI_FN void chaosi_publish(chaos *c)
     hot.max_faults = cfg->max_faults;
     hot.max_concurrent = cfg->max_concurrent;
     hot.dry_run = cfg->dry_run;
-    hot.simple = !cfg->rule_count && cfg->default_exclude && !cfg->match.methods.count && !cfg->match.paths.count && !cfg->match.headers.count;
+    hot.simple = !cfg->rule_count && cfg->default_exclude && !cfg->match.methods.count && !cfg->match.paths.count &&
+                 !cfg->match.headers.count;
     chaosi_write_hot(c, &hot);
 }
 
 /* Brings state, armed and pipe up to now. True = the state changed. Under lock. */
-CHAOSI_FN bool chaosi_settle(chaos *c)
-{
+CHAOSI_FN bool chaosi_settle(chaos *c) {
     char reason[sizeof c->reason];
     chaos_state state = chaosi_state_at(c, chaosi_now(c, false), chaosi_now(c, true), reason, sizeof reason);
     bool changed = state != c->state;
@@ -2565,18 +2474,18 @@ CHAOSI_FN bool chaosi_settle(chaos *c)
 }
 
 /* -- taking in what was fetched; all under fetch_lock and lock -- */
-CHAOSI_FN void chaosi_set_end(chaos *c, const chaos_config *cfg, const chaos_fetched *got)
-{
+CHAOSI_FN void chaosi_set_end(chaos *c, const chaos_config *cfg, const chaos_fetched *got) {
     chaosi_u64 mono = chaosi_now(c, false), wall = chaosi_now(c, true);
     chaosi_u64 from = got->modified_ms > 0 ? chaosi_min((chaosi_u64)got->modified_ms * CHAOSI_MS, wall) : wall;
     c->end_is_lease = cfg->expires_ms == 0 && c->source.fetched;
     if (cfg->expires_ms > 0) c->end_wall = (chaosi_u64)cfg->expires_ms * CHAOSI_MS;
     else c->end_wall = c->end_is_lease ? from + CHAOSI_LEASE_MS * CHAOSI_MS : CHAOSI_NEVER;
-    c->end_mono = c->end_wall == CHAOSI_NEVER ? CHAOSI_NEVER : c->end_wall > wall ? chaosi_later(mono, c->end_wall - wall) : mono;
+    c->end_mono = c->end_wall == CHAOSI_NEVER ? CHAOSI_NEVER
+                  : c->end_wall > wall        ? chaosi_later(mono, c->end_wall - wall)
+                                              : mono;
 }
 
-CHAOSI_FN void chaosi_take_problem(chaos *c, const chaos_error *err)
-{
+CHAOSI_FN void chaosi_take_problem(chaos *c, const chaos_error *err) {
     chaosi_out o = chaosi_into(c->problem, sizeof c->problem);
     if (err->line) {
         chaosi_puts(&o, "line ");
@@ -2589,8 +2498,7 @@ CHAOSI_FN void chaosi_take_problem(chaos *c, const chaos_error *err)
 }
 
 /* New bytes: parse into a free slot, then make that current. True = something to tell. */
-CHAOSI_FN bool chaosi_take_bytes(chaos *c, const char *bytes, const chaos_fetched *got, chaos_error *err)
-{
+CHAOSI_FN bool chaosi_take_bytes(chaos *c, const char *bytes, const chaos_fetched *got, chaos_error *err) {
     chaosi_u64 content = chaosi_mix(chaosi_hash(chaosi_of(bytes, got->len)) ^ got->version);
     chaosi_u32 slot;
     if (c->loaded != CHAOSI_LOADED_NOTHING && c->loaded != CHAOSI_LOADED_NOT_FOUND && content == c->content &&
@@ -2620,8 +2528,7 @@ CHAOSI_FN bool chaosi_take_bytes(chaos *c, const char *bytes, const chaos_fetche
 }
 
 /* True = something to tell. */
-CHAOSI_FN bool chaosi_take(chaos *c, chaos_result r, const chaos_fetched *got, chaos_error *err)
-{
+CHAOSI_FN bool chaosi_take(chaos *c, chaos_result r, const chaos_fetched *got, chaos_error *err) {
     bool news = false;
     c->fetches++;
     if (r == CHAOS_OK) {
@@ -2645,8 +2552,7 @@ CHAOSI_FN bool chaosi_take(chaos *c, chaos_result r, const chaos_fetched *got, c
 
 /* When to fetch next. Healthy: the TTL, shortened by up to a fifth. Failing: full jitter between one TTL and a window that
    doubles up to 30 s (or the TTL, if that is longer). */
-CHAOSI_FN chaosi_u64 chaosi_next_fetch(chaos *c)
-{
+CHAOSI_FN chaosi_u64 chaosi_next_fetch(chaos *c) {
     chaosi_u64 ttl = chaosi_ttl(c) / CHAOSI_MS, most = ttl > CHAOSI_BACKOFF_MAX_MS ? ttl : CHAOSI_BACKOFF_MAX_MS;
     chaosi_u64 dice = chaosi_mix(c->seed ^ c->fetches) >> 32, wait;
     if (!c->source.fetched) return CHAOSI_NEVER;
@@ -2656,8 +2562,7 @@ CHAOSI_FN chaosi_u64 chaosi_next_fetch(chaos *c)
 }
 
 /* Applies what a fetch brought. Returns what is to be told: bit 0 the config, bit 1 the state. Under fetch_lock. */
-CHAOSI_FN int chaosi_apply(chaos *c, chaos_result r, const chaos_fetched *got, chaos_error *err)
-{
+CHAOSI_FN int chaosi_apply(chaos *c, chaos_result r, const chaos_fetched *got, chaos_error *err) {
     int news;
     CHAOSI_LOCK(&c->lock);
     news = chaosi_take(c, r, got, err) ? 1 : 0;
@@ -2669,8 +2574,7 @@ CHAOSI_FN int chaosi_apply(chaos *c, chaos_result r, const chaos_fetched *got, c
 }
 
 /* Fetches once, now, and applies it. Sources that are read at open only (inline, env) stay as they are. */
-CHAOSI_FN chaos_result chaosi_refresh(chaos *c, bool tell, chaos_error *err)
-{
+CHAOSI_FN chaos_result chaosi_refresh(chaos *c, bool tell, chaos_error *err) {
     chaos_fetched got;
     chaos_result r;
     int news;
@@ -2688,8 +2592,7 @@ CHAOSI_FN chaos_result chaosi_refresh(chaos *c, bool tell, chaos_error *err)
 }
 
 /* Notices an end that came by time alone. Any thread; never waits: who holds the lock will notice. */
-CHAOSI_COLD void chaosi_notice(chaos *c)
-{
+CHAOSI_COLD void chaosi_notice(chaos *c) {
     bool changed;
     if (!CHAOSI_TRYLOCK(&c->lock)) return;
     changed = chaosi_settle(c);
@@ -2699,8 +2602,7 @@ CHAOSI_COLD void chaosi_notice(chaos *c)
 
 #ifdef CHAOSI_THREADS
 /* When the refresher has to look again. */
-CHAOSI_FN chaosi_u64 chaosi_next_look(chaos *c)
-{
+CHAOSI_FN chaosi_u64 chaosi_next_look(chaos *c) {
     chaosi_u64 now = chaosi_now(c, false), next;
     chaosi_hot hot;
     CHAOSI_LOCK(&c->lock);
@@ -2712,8 +2614,7 @@ CHAOSI_FN chaosi_u64 chaosi_next_look(chaos *c)
 }
 
 /* Sleeps until there is something to do. A clock of the program's own is asked every few ms. */
-CHAOSI_FN void chaosi_rest(chaos *c)
-{
+CHAOSI_FN void chaosi_rest(chaos *c) {
     chaosi_u64 next = chaosi_next_look(c), now = chaosi_now(c, false);
     int wake = CHAOSI_LOAD(&c->armed) ? c->wake[0] : -1;
     if (now >= next) return;
@@ -2721,8 +2622,7 @@ CHAOSI_FN void chaosi_rest(chaos *c)
     chaosi_sleep_until(next, c->poke[0], wake);
 }
 
-CHAOSI_FN void *chaosi_refresher(void *arg)
-{
+CHAOSI_FN void *chaosi_refresher(void *arg) {
     chaos *c = (chaos *)arg;
     chaos_error err;
     while (!CHAOSI_SEQ(&c->closing)) {
@@ -2739,8 +2639,7 @@ CHAOSI_FN void *chaosi_refresher(void *arg)
 }
 
 /* Starts a thread with every signal blocked: handlers of the program must not run on our stacks. */
-CHAOSI_FN bool chaosi_thread(pthread_t *t, void *(*fn)(void *), void *arg)
-{
+CHAOSI_FN bool chaosi_thread(pthread_t *t, void *(*fn)(void *), void *arg) {
     pthread_attr_t attr;
     sigset_t all, old;
     int r;
@@ -2759,7 +2658,7 @@ CHAOSI_FN bool chaosi_thread(pthread_t *t, void *(*fn)(void *), void *arg)
 /* ==== >>http ================================================================================================== */
 /* Message heads and chunked framing, bytes only. Strict where request smuggling lives (RFC 9112 sections 2.2, 3, 5, 6, 7):
    only CRLF ends a line, one Host, one framing, no folds, no bare CR, no NUL. */
-#define CHAOSI_FIELDS_MAX 100
+#define CHAOSI_FIELDS_MAX      100
 #define CHAOSI_CHUNK_EXTRA_MAX 8192 /* bytes of extensions and trailers in one body */
 
 typedef struct chaosi_field {
@@ -2778,16 +2677,14 @@ typedef struct chaosi_head {
     chaosi_field fields[CHAOSI_FIELDS_MAX];
 } chaosi_head;
 
-CHAOSI_FN chaosi_span chaosi_trim(chaosi_span s)
-{
+CHAOSI_FN chaosi_span chaosi_trim(chaosi_span s) {
     while (s.len && (s.at[0] == ' ' || s.at[0] == '\t')) s = chaosi_of(s.at + 1, s.len - 1);
     while (s.len && (s.at[s.len - 1] == ' ' || s.at[s.len - 1] == '\t')) s.len--;
     return s;
 }
 
 /* Takes the next element off a comma-separated list; false = none left. Elements may be empty. */
-CHAOSI_FN bool chaosi_next_element(chaosi_span *list, chaosi_span *element)
-{
+CHAOSI_FN bool chaosi_next_element(chaosi_span *list, chaosi_span *element) {
     const char *comma;
     if (!list->at) return false;
     comma = list->len ? (const char *)memchr(list->at, ',', list->len) : NULL;
@@ -2797,8 +2694,7 @@ CHAOSI_FN bool chaosi_next_element(chaosi_span *list, chaosi_span *element)
     return true;
 }
 
-CHAOSI_FN bool chaosi_is_token(chaosi_span s)
-{
+CHAOSI_FN bool chaosi_is_token(chaosi_span s) {
     size_t i;
     for (i = 0; i < s.len; i++)
         if (!chaosi_is_token_char(s.at[i])) return false;
@@ -2808,8 +2704,7 @@ CHAOSI_FN bool chaosi_is_token(chaosi_span s)
 CHAOSI_FN bool chaosi_is(chaosi_span s, const char *word) { return chaosi_same_nocase(s, chaosi_str(word)); }
 
 /* A line that ends in CRLF, from pos. 1 = there (without CRLF), 0 = not complete, -1 = a bare CR, a bare LF or a NUL. */
-CHAOSI_FN int chaosi_line_at(const char *buf, size_t len, size_t pos, chaosi_span *line)
-{
+CHAOSI_FN int chaosi_line_at(const char *buf, size_t len, size_t pos, chaosi_span *line) {
     size_t i;
     for (i = pos; i < len; i++) {
         if (buf[i] == '\n' || buf[i] == 0) return -1;
@@ -2821,8 +2716,7 @@ CHAOSI_FN int chaosi_line_at(const char *buf, size_t len, size_t pos, chaosi_spa
     return 0;
 }
 
-CHAOSI_FN bool chaosi_is_value(chaosi_span s)
-{
+CHAOSI_FN bool chaosi_is_value(chaosi_span s) {
     size_t i;
     for (i = 0; i < s.len; i++)
         if (((chaosi_u8)s.at[i] < 0x20 && s.at[i] != '\t') || s.at[i] == 0x7f) return false;
@@ -2830,19 +2724,19 @@ CHAOSI_FN bool chaosi_is_value(chaosi_span s)
 }
 
 /* uri-host [":" port], by its characters (RFC 3986 section 3.2.2). */
-CHAOSI_FN bool chaosi_is_host(chaosi_span s)
-{
+CHAOSI_FN bool chaosi_is_host(chaosi_span s) {
     size_t i;
     for (i = 0; i < s.len; i++) {
         char c = s.at[i];
-        if (!chaosi_is_digit(c) && !(chaosi_lower(c) >= 'a' && chaosi_lower(c) <= 'z') && !(c && strchr("-._~%!$&'()*+,;=:[]", c))) return false;
+        if (!chaosi_is_digit(c) && !(chaosi_lower(c) >= 'a' && chaosi_lower(c) <= 'z') &&
+            !(c && strchr("-._~%!$&'()*+,;=:[]", c)))
+            return false;
     }
     return s.len > 0;
 }
 
 /* 1*DIGIT, below 2^63. */
-CHAOSI_FN bool chaosi_length_of(chaosi_span s, chaosi_u64 *out)
-{
+CHAOSI_FN bool chaosi_length_of(chaosi_span s, chaosi_u64 *out) {
     size_t i;
     *out = 0;
     for (i = 0; i < s.len; i++) {
@@ -2853,8 +2747,7 @@ CHAOSI_FN bool chaosi_length_of(chaosi_span s, chaosi_u64 *out)
 }
 
 /* Transfer-Encoding: 0 = chunked alone, else the status: 501 for a coding this proxy does not know, 400 for the rest. */
-CHAOSI_FN int chaosi_transfer_coding(chaosi_span value)
-{
+CHAOSI_FN int chaosi_transfer_coding(chaosi_span value) {
     static const char *const known[] = {"chunked", "gzip", "x-gzip", "compress", "x-compress", "deflate"};
     chaosi_span coding;
     int count = 0, chunked = 0;
@@ -2874,8 +2767,7 @@ CHAOSI_FN int chaosi_transfer_coding(chaosi_span value)
 }
 
 /* What a field means for framing and the connection. 0 = fine, else the status to answer. */
-CHAOSI_FN int chaosi_field_meaning(chaosi_head *h, const chaosi_field *f)
-{
+CHAOSI_FN int chaosi_field_meaning(chaosi_head *h, const chaosi_field *f) {
     chaosi_span list = f->value, element;
     if (chaosi_is(f->name, "content-length")) {
         if (h->has_length || !chaosi_length_of(f->value, &h->length)) return 400;
@@ -2901,8 +2793,7 @@ CHAOSI_FN int chaosi_field_meaning(chaosi_head *h, const chaosi_field *f)
 }
 
 /* The fields and the empty line, from pos. >0 = bytes consumed, 0 = need more, <0 = minus the status. */
-CHAOSI_FN int chaosi_fields(chaosi_head *h, const char *buf, size_t len, size_t pos, bool reply)
-{
+CHAOSI_FN int chaosi_fields(chaosi_head *h, const char *buf, size_t len, size_t pos, bool reply) {
     chaosi_span line;
     const char *colon;
     chaosi_field f;
@@ -2917,7 +2808,8 @@ CHAOSI_FN int chaosi_fields(chaosi_head *h, const char *buf, size_t len, size_t 
         f.name = chaosi_of(line.at, (size_t)(colon - line.at));
         f.value = chaosi_trim(chaosi_of(colon + 1, line.len - f.name.len - 1));
         /* RFC 9112 section 5.1: space before the colon goes from a reply; a request with it is refused. */
-        while (reply && f.name.len && (colon[-1] == ' ' || colon[-1] == '\t') && (f.name.at[f.name.len - 1] == ' ' || f.name.at[f.name.len - 1] == '\t'))
+        while (reply && f.name.len && (colon[-1] == ' ' || colon[-1] == '\t') &&
+               (f.name.at[f.name.len - 1] == ' ' || f.name.at[f.name.len - 1] == '\t'))
             f.name.len--;
         if (!chaosi_is_token(f.name) || !chaosi_is_value(f.value)) return -400;
         if (h->count == CHAOSI_FIELDS_MAX) return -431;
@@ -2930,17 +2822,16 @@ CHAOSI_FN int chaosi_fields(chaosi_head *h, const char *buf, size_t len, size_t 
 }
 
 /* "HTTP/1.x": 0 = fine (minor set), else the status. */
-CHAOSI_FN int chaosi_version_of(chaosi_span s, int *minor)
-{
-    if (s.len != 8 || memcmp(s.at, "HTTP/", 5) != 0 || !chaosi_is_digit(s.at[5]) || s.at[6] != '.' || !chaosi_is_digit(s.at[7])) return 400;
+CHAOSI_FN int chaosi_version_of(chaosi_span s, int *minor) {
+    if (s.len != 8 || memcmp(s.at, "HTTP/", 5) != 0 || !chaosi_is_digit(s.at[5]) || s.at[6] != '.' || !chaosi_is_digit(s.at[7]))
+        return 400;
     if (s.at[5] != '1') return 505;
     *minor = s.at[7] == '0' ? 0 : 1;
     return 0;
 }
 
 /* The path of a target in origin-, absolute- or asterisk-form (RFC 9112 section 3.2). 0 = fine, else the status. */
-CHAOSI_FN int chaosi_target(chaosi_head *h)
-{
+CHAOSI_FN int chaosi_target(chaosi_head *h) {
     chaosi_span t = h->target;
     size_t i;
     for (i = 0; i < t.len; i++)
@@ -2957,8 +2848,7 @@ CHAOSI_FN int chaosi_target(chaosi_head *h)
     return chaosi_is_host(h->authority) ? 0 : 400;
 }
 
-CHAOSI_FN int chaosi_request_line(chaosi_head *h, chaosi_span line)
-{
+CHAOSI_FN int chaosi_request_line(chaosi_head *h, chaosi_span line) {
     const char *sp1 = (const char *)memchr(line.at, ' ', line.len), *sp2;
     int status;
     if (!sp1) return 400;
@@ -2973,8 +2863,7 @@ CHAOSI_FN int chaosi_request_line(chaosi_head *h, chaosi_span line)
 }
 
 /* A request head. >0 = its length, 0 = need more, <0 = minus the status to answer before closing. */
-CHAOSI_FN int chaosi_http_request(chaosi_head *h, const char *buf, size_t len)
-{
+CHAOSI_FN int chaosi_http_request(chaosi_head *h, const char *buf, size_t len) {
     chaosi_span line;
     size_t pos = len >= 2 && buf[0] == '\r' && buf[1] == '\n' ? 2 : 0; /* one empty line before it is let pass, section 2.2 */
     int r;
@@ -2990,15 +2879,16 @@ CHAOSI_FN int chaosi_http_request(chaosi_head *h, const char *buf, size_t len)
 }
 
 /* A reply head. >0 = its length, 0 = need more, <0 = not HTTP/1 as it should be. */
-CHAOSI_FN int chaosi_http_reply(chaosi_head *h, const char *buf, size_t len)
-{
+CHAOSI_FN int chaosi_http_reply(chaosi_head *h, const char *buf, size_t len) {
     chaosi_span line;
     int r;
     memset(h, 0, offsetof(chaosi_head, fields));
     r = chaosi_line_at(buf, len, 0, &line);
     if (r < 0 || memcmp(buf, "HTTP/", len < 5 ? len : 5) != 0) return -502;
     if (r == 0) return 0;
-    if (line.len < 12 || chaosi_version_of(chaosi_of(line.at, 8), &h->minor) || line.at[8] != ' ' || (line.len > 12 && line.at[12] != ' ')) return -502;
+    if (line.len < 12 || chaosi_version_of(chaosi_of(line.at, 8), &h->minor) || line.at[8] != ' ' ||
+        (line.len > 12 && line.at[12] != ' '))
+        return -502;
     h->status = chaosi_digits(line.at + 9, 3);
     if (h->status < 100 || h->status > 599) return -502;
     if (line.len > 13) h->reason = chaosi_of(line.at + 13, line.len - 13);
@@ -3033,8 +2923,7 @@ typedef struct chaosi_chunked {
 } chaosi_chunked;
 
 /* One byte that is not data: the next state. */
-CHAOSI_FN chaosi_chunk_state chaosi_chunk_byte(chaosi_chunked *d, char c)
-{
+CHAOSI_FN chaosi_chunk_state chaosi_chunk_byte(chaosi_chunked *d, char c) {
     bool text = ((chaosi_u8)c >= 0x20 || c == '\t') && c != 0x7f;
     switch (d->state) {
     case CHAOSI_CHUNK_SIZE:
@@ -3052,10 +2941,12 @@ CHAOSI_FN chaosi_chunk_state chaosi_chunk_byte(chaosi_chunked *d, char c)
         return d->left ? CHAOSI_CHUNK_DATA : CHAOSI_CHUNK_TRAILER;
     case CHAOSI_CHUNK_DATA_CR: return c == '\r' ? CHAOSI_CHUNK_DATA_LF : CHAOSI_CHUNK_BAD;
     case CHAOSI_CHUNK_DATA_LF: return c == '\n' ? CHAOSI_CHUNK_SIZE : CHAOSI_CHUNK_BAD;
-    case CHAOSI_CHUNK_TRAILER: return c == '\r' ? CHAOSI_CHUNK_LAST_LF : chaosi_is_token_char(c) ? CHAOSI_CHUNK_TRAILER_NAME : CHAOSI_CHUNK_BAD;
+    case CHAOSI_CHUNK_TRAILER:
+        return c == '\r' ? CHAOSI_CHUNK_LAST_LF : chaosi_is_token_char(c) ? CHAOSI_CHUNK_TRAILER_NAME : CHAOSI_CHUNK_BAD;
     case CHAOSI_CHUNK_TRAILER_NAME:
         return c == ':' ? CHAOSI_CHUNK_TRAILER_VALUE : chaosi_is_token_char(c) ? CHAOSI_CHUNK_TRAILER_NAME : CHAOSI_CHUNK_BAD;
-    case CHAOSI_CHUNK_TRAILER_VALUE: return c == '\r' ? CHAOSI_CHUNK_TRAILER_LF : text ? CHAOSI_CHUNK_TRAILER_VALUE : CHAOSI_CHUNK_BAD;
+    case CHAOSI_CHUNK_TRAILER_VALUE:
+        return c == '\r' ? CHAOSI_CHUNK_TRAILER_LF : text ? CHAOSI_CHUNK_TRAILER_VALUE : CHAOSI_CHUNK_BAD;
     case CHAOSI_CHUNK_TRAILER_LF: return c == '\n' ? CHAOSI_CHUNK_TRAILER : CHAOSI_CHUNK_BAD;
     case CHAOSI_CHUNK_LAST_LF: return c == '\n' ? CHAOSI_CHUNK_DONE : CHAOSI_CHUNK_BAD;
     default: return CHAOSI_CHUNK_BAD;
@@ -3064,8 +2955,7 @@ CHAOSI_FN chaosi_chunk_state chaosi_chunk_byte(chaosi_chunked *d, char c)
 
 /* Decodes buf[0..len) in place: *made bytes of body now stand at buf, *used bytes were taken (what follows belongs to the
    next message). 1 = the body is complete, 0 = need more, -1 = malformed. Extensions and trailers are dropped. */
-CHAOSI_FN int chaosi_chunked_feed(chaosi_chunked *d, char *buf, size_t len, size_t *used, size_t *made)
-{
+CHAOSI_FN int chaosi_chunked_feed(chaosi_chunked *d, char *buf, size_t len, size_t *used, size_t *made) {
     size_t i = 0, n = 0;
     while (i < len && d->state != CHAOSI_CHUNK_DONE && d->state != CHAOSI_CHUNK_BAD) {
         if (d->state == CHAOSI_CHUNK_DATA) {
@@ -3085,17 +2975,39 @@ CHAOSI_FN int chaosi_chunked_feed(chaosi_chunked *d, char *buf, size_t len, size
     return d->state == CHAOSI_CHUNK_DONE ? 1 : d->state == CHAOSI_CHUNK_BAD ? -1 : 0;
 }
 
-CHAOSI_FN const char *chaosi_status_text(int status)
-{
+CHAOSI_FN const char *chaosi_status_text(int status) {
     static const struct {
         int status;
         const char *text;
-    } texts[] = {{200, "OK"}, {201, "Created"}, {202, "Accepted"}, {204, "No Content"}, {301, "Moved Permanently"}, {302, "Found"},
-        {304, "Not Modified"}, {400, "Bad Request"}, {401, "Unauthorized"}, {403, "Forbidden"}, {404, "Not Found"}, {405, "Method Not Allowed"},
-        {408, "Request Timeout"}, {409, "Conflict"}, {410, "Gone"}, {413, "Content Too Large"}, {414, "URI Too Long"},
-        {417, "Expectation Failed"}, {418, "I'm a teapot"}, {429, "Too Many Requests"}, {431, "Request Header Fields Too Large"},
-        {500, "Internal Server Error"}, {501, "Not Implemented"}, {502, "Bad Gateway"}, {503, "Service Unavailable"}, {504, "Gateway Timeout"},
-        {505, "HTTP Version Not Supported"}, {507, "Insufficient Storage"}, {511, "Network Authentication Required"}};
+    } texts[] = {{200, "OK"},
+                 {201, "Created"},
+                 {202, "Accepted"},
+                 {204, "No Content"},
+                 {301, "Moved Permanently"},
+                 {302, "Found"},
+                 {304, "Not Modified"},
+                 {400, "Bad Request"},
+                 {401, "Unauthorized"},
+                 {403, "Forbidden"},
+                 {404, "Not Found"},
+                 {405, "Method Not Allowed"},
+                 {408, "Request Timeout"},
+                 {409, "Conflict"},
+                 {410, "Gone"},
+                 {413, "Content Too Large"},
+                 {414, "URI Too Long"},
+                 {417, "Expectation Failed"},
+                 {418, "I'm a teapot"},
+                 {429, "Too Many Requests"},
+                 {431, "Request Header Fields Too Large"},
+                 {500, "Internal Server Error"},
+                 {501, "Not Implemented"},
+                 {502, "Bad Gateway"},
+                 {503, "Service Unavailable"},
+                 {504, "Gateway Timeout"},
+                 {505, "HTTP Version Not Supported"},
+                 {507, "Insufficient Storage"},
+                 {511, "Network Authentication Required"}};
     size_t i;
     for (i = 0; i < sizeof texts / sizeof texts[0]; i++)
         if (texts[i].status == status) return texts[i].text;
@@ -3103,8 +3015,7 @@ CHAOSI_FN const char *chaosi_status_text(int status)
 }
 
 /* The value of a field, at NULL = none. */
-CHAOSI_FN chaosi_span chaosi_field_value(const chaosi_head *h, const char *name)
-{
+CHAOSI_FN chaosi_span chaosi_field_value(const chaosi_head *h, const char *name) {
     int i;
     for (i = 0; i < h->count; i++)
         if (chaosi_is(h->fields[i].name, name)) return h->fields[i].value;
@@ -3112,9 +3023,9 @@ CHAOSI_FN chaosi_span chaosi_field_value(const chaosi_head *h, const char *name)
 }
 
 /* Fields that belong to one connection and are made afresh for the next (RFC 9110 section 7.6.1). */
-CHAOSI_FN bool chaosi_is_hop_by_hop(const chaosi_head *h, chaosi_span name)
-{
-    static const char *const always[] = {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "content-length"};
+CHAOSI_FN bool chaosi_is_hop_by_hop(const chaosi_head *h, chaosi_span name) {
+    static const char *const always[] = {"connection", "keep-alive",        "proxy-connection", "te",
+                                         "trailer",    "transfer-encoding", "upgrade",          "content-length"};
     chaosi_span list, element;
     size_t k;
     int i;
@@ -3131,16 +3042,14 @@ CHAOSI_FN bool chaosi_is_hop_by_hop(const chaosi_head *h, chaosi_span name)
 
 CHAOSI_FN void chaosi_put_span(chaosi_out *o, chaosi_span s) { chaosi_put(o, s.at, s.len); }
 
-CHAOSI_FN void chaosi_put_field(chaosi_out *o, const char *name, chaosi_span value)
-{
+CHAOSI_FN void chaosi_put_field(chaosi_out *o, const char *name, chaosi_span value) {
     chaosi_puts(o, name);
     chaosi_puts(o, ": ");
     chaosi_put_span(o, value);
     chaosi_puts(o, "\r\n");
 }
 
-CHAOSI_FN void chaosi_copy_field(chaosi_out *o, const chaosi_field *f)
-{
+CHAOSI_FN void chaosi_copy_field(chaosi_out *o, const chaosi_field *f) {
     chaosi_put_span(o, f->name);
     chaosi_puts(o, ": ");
     chaosi_put_span(o, f->value);
@@ -3148,8 +3057,7 @@ CHAOSI_FN void chaosi_copy_field(chaosi_out *o, const chaosi_field *f)
 }
 
 /* One framing, whatever the message came with. */
-CHAOSI_FN void chaosi_put_framing(chaosi_out *o, bool chunked, bool has_length, chaosi_u64 length)
-{
+CHAOSI_FN void chaosi_put_framing(chaosi_out *o, bool chunked, bool has_length, chaosi_u64 length) {
     if (chunked) chaosi_puts(o, "Transfer-Encoding: chunked\r\n");
     else if (has_length) {
         chaosi_puts(o, "Content-Length: ");
@@ -3159,8 +3067,7 @@ CHAOSI_FN void chaosi_put_framing(chaosi_out *o, bool chunked, bool has_length, 
 }
 
 /* The field with our own element appended, or alone. */
-CHAOSI_FN void chaosi_put_appended(chaosi_out *o, const chaosi_head *h, const char *name, const char *element)
-{
+CHAOSI_FN void chaosi_put_appended(chaosi_out *o, const chaosi_head *h, const char *name, const char *element) {
     chaosi_span old = chaosi_field_value(h, name);
     chaosi_puts(o, name);
     chaosi_puts(o, ": ");
@@ -3173,8 +3080,7 @@ CHAOSI_FN void chaosi_put_appended(chaosi_out *o, const chaosi_head *h, const ch
 }
 
 /* The request as the upstream gets it. host: what Host says; peer: the client's address. */
-CHAOSI_FN void chaosi_put_request(chaosi_out *o, const chaosi_head *h, const char *prefix, chaosi_span host, const char *peer)
-{
+CHAOSI_FN void chaosi_put_request(chaosi_out *o, const chaosi_head *h, const char *prefix, chaosi_span host, const char *peer) {
     int i;
     chaosi_put_span(o, h->method);
     chaosi_puts(o, " ");
@@ -3185,21 +3091,27 @@ CHAOSI_FN void chaosi_put_request(chaosi_out *o, const chaosi_head *h, const cha
     chaosi_put_field(o, "Host", host);
     for (i = 0; i < h->count; i++) {
         chaosi_span name = h->fields[i].name;
-        if (chaosi_is(name, "host") || chaosi_is(name, "via") || chaosi_is(name, "x-forwarded-for") || chaosi_is_hop_by_hop(h, name)) continue;
+        if (chaosi_is(name, "host") || chaosi_is(name, "via") || chaosi_is(name, "x-forwarded-for") ||
+            chaosi_is_hop_by_hop(h, name))
+            continue;
         chaosi_copy_field(o, &h->fields[i]);
     }
     chaosi_put_appended(o, h, "Via", h->minor ? "1.1 chaos" : "1.0 chaos");
     chaosi_put_appended(o, h, "X-Forwarded-For", peer);
     if (!chaosi_field_value(h, "x-forwarded-proto").at) chaosi_put_field(o, "X-Forwarded-Proto", chaosi_str("http"));
-    if (!chaosi_field_value(h, "x-forwarded-host").at) chaosi_put_field(o, "X-Forwarded-Host", h->authority.len ? h->authority : chaosi_field_value(h, "host"));
+    if (!chaosi_field_value(h, "x-forwarded-host").at)
+        chaosi_put_field(o, "X-Forwarded-Host", h->authority.len ? h->authority : chaosi_field_value(h, "host"));
     chaosi_put_framing(o, h->chunked, h->has_length, h->length);
     chaosi_puts(o, "\r\n");
 }
 
 /* ==== >>net =================================================================================================== */
-/* Sockets and deadlines. Every read and write is MSG_DONTWAIT; waiting is poll to an absolute deadline (monotonic ns). */
-#ifndef MSG_NOSIGNAL
-#define MSG_NOSIGNAL 0 /* macOS: SO_NOSIGPIPE is set on every socket instead */
+/* Sockets and deadlines. Every read and write is MSG_DONTWAIT, then poll to an absolute deadline (monotonic ns); but for the
+   first bytes of a message. */
+#ifdef MSG_NOSIGNAL
+#define CHAOSI_NOSIGNAL MSG_NOSIGNAL
+#else
+#define CHAOSI_NOSIGNAL 0 /* macOS: SO_NOSIGPIPE is set on every socket instead */
 #endif
 #define CHAOSI_ADDRESSES 8
 
@@ -3208,35 +3120,45 @@ typedef struct chaosi_address {
     socklen_t len;
 } chaosi_address;
 
-/* revents of fd, 0 = timeout. POLLHUP and POLLERR count as ready; other = a second descriptor (-1 none) watched for POLLIN. */
-CHAOSI_FN int chaosi_poll2(int fd, int events, int other, int *other_ready, chaosi_u64 deadline)
-{
-    struct pollfd p[2];
+/* revents of fd, 0 = timeout. POLLHUP and POLLERR count as ready. */
+CHAOSI_FN int chaosi_poll(int fd, int events, chaosi_u64 deadline) {
+    struct pollfd p;
     for (;;) {
         chaosi_u64 now = chaosi_clock(false);
         chaosi_u64 ms = deadline > now ? (deadline - now + CHAOSI_MS - 1) / CHAOSI_MS : 0;
         int r;
-        p[0].fd = fd;
-        p[0].events = (short)events;
-        p[1].fd = other;
-        p[1].events = POLLIN;
-        p[0].revents = p[1].revents = 0;
-        r = poll(p, other >= 0 ? 2 : 1, (int)chaosi_min(ms, 60000));
-        if (other_ready) *other_ready = r > 0 && p[1].revents != 0;
-        if (r > 0) return p[0].revents;
+        p.fd = fd;
+        p.events = (short)events;
+        p.revents = 0;
+        r = poll(&p, 1, (int)chaosi_min(ms, 60000));
+        if (r > 0) return p.revents;
         if (ms == 0 || (r < 0 && errno != EINTR && errno != EAGAIN)) return 0;
     }
 }
 
-CHAOSI_FN int chaosi_poll(int fd, int events, chaosi_u64 deadline) { return chaosi_poll2(fd, events, -1, NULL, deadline); }
-
 CHAOSI_FN bool chaosi_would_block(void) { return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR; }
 
+/* The longest chaosi_recv_first waits on this socket. */
+CHAOSI_FN void chaosi_set_patience(int fd, int ms) {
+    struct timeval t;
+    t.tv_sec = ms / 1000;
+    t.tv_usec = ms % 1000 * 1000;
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &t, sizeof t);
+}
+
+/* The first bytes of a message, waited for in recv itself: one call and one wake-up less than poll. Only for the first,
+   because this time-out starts anew with each byte. As recv; EAGAIN = timeout. */
+CHAOSI_FN ssize_t chaosi_recv_first(int fd, char *buf, size_t cap) {
+    ssize_t n;
+    do n = recv(fd, buf, cap, 0);
+    while (n < 0 && errno == EINTR);
+    return n;
+}
+
 /* Sends everything; false = timeout or the peer is gone. */
-CHAOSI_FN bool chaosi_send_all(int fd, const char *buf, size_t len, chaosi_u64 deadline)
-{
+CHAOSI_FN bool chaosi_send_all(int fd, const char *buf, size_t len, chaosi_u64 deadline) {
     while (len) {
-        ssize_t n = send(fd, buf, len, MSG_DONTWAIT | MSG_NOSIGNAL);
+        ssize_t n = send(fd, buf, len, MSG_DONTWAIT | CHAOSI_NOSIGNAL);
         if (n > 0) {
             buf += n;
             len -= (size_t)n;
@@ -3250,8 +3172,7 @@ CHAOSI_FN bool chaosi_send_all(int fd, const char *buf, size_t len, chaosi_u64 d
 }
 
 /* Host and port from HOST:PORT, [V6]:PORT, and a lone word: a host when host_alone, else a port. What is not there stays. */
-CHAOSI_FN bool chaosi_split_address(chaosi_span s, bool host_alone, char *host, size_t host_cap, char *port, size_t port_cap)
-{
+CHAOSI_FN bool chaosi_split_address(chaosi_span s, bool host_alone, char *host, size_t host_cap, char *port, size_t port_cap) {
     size_t colon = s.len, skip = 0, host_len, port_len;
     while (colon > 0 && s.at[colon - 1] != ':' && s.at[colon - 1] != ']') colon--;
     if (colon && s.at[colon - 1] == ']') colon = 0;
@@ -3272,8 +3193,7 @@ CHAOSI_FN bool chaosi_split_address(chaosi_span s, bool host_alone, char *host, 
 }
 
 /* Resolves; blocks as long as the resolver does. Returns how many addresses, 0 = error filled in. */
-CHAOSI_FN int chaosi_resolve(const char *host, const char *port, chaosi_address *out, int most, chaos_error *err)
-{
+CHAOSI_FN int chaosi_resolve(const char *host, const char *port, chaosi_address *out, int most, chaos_error *err) {
     struct addrinfo hints, *list = NULL, *a;
     int n = 0, r;
     memset(&hints, 0, sizeof hints);
@@ -3281,7 +3201,7 @@ CHAOSI_FN int chaosi_resolve(const char *host, const char *port, chaosi_address 
     hints.ai_flags = AI_NUMERICSERV;
     r = getaddrinfo(host, port, &hints, &list);
     if (r != 0) {
-        chaosi_fail(err, CHAOS_ERR_ADDRESS, "resolve %.100s: %s", host, r == EAI_SYSTEM ? strerror(errno) : gai_strerror(r));
+        chaosi_fail(err, CHAOS_ERR_UNREACHABLE, "resolve %.100s: %s", host, r == EAI_SYSTEM ? strerror(errno) : gai_strerror(r));
         return 0;
     }
     for (a = list; a && n < most; a = a->ai_next) {
@@ -3290,16 +3210,16 @@ CHAOSI_FN int chaosi_resolve(const char *host, const char *port, chaosi_address 
         out[n++].len = a->ai_addrlen;
     }
     freeaddrinfo(list);
-    if (!n) chaosi_fail(err, CHAOS_ERR_ADDRESS, "resolve %.100s: no address", host);
+    if (!n) chaosi_fail(err, CHAOS_ERR_UNREACHABLE, "resolve %.100s: no address", host);
     return n;
 }
 
 /* "ADDR:PORT" or "[V6]:PORT"; without the port when bare. */
-CHAOSI_FN void chaosi_name_address(const struct sockaddr_storage *addr, socklen_t len, bool bare, char *out, size_t cap)
-{
+CHAOSI_FN void chaosi_name_address(const struct sockaddr_storage *addr, socklen_t len, bool bare, char *out, size_t cap) {
     char host[128], port[16];
     bool v6 = addr->ss_family == AF_INET6;
-    if (getnameinfo((const struct sockaddr *)(const void *)addr, len, host, sizeof host, port, sizeof port, NI_NUMERICHOST | NI_NUMERICSERV) != 0) {
+    if (getnameinfo((const struct sockaddr *)(const void *)addr, len, host, sizeof host, port, sizeof port,
+                    NI_NUMERICHOST | NI_NUMERICSERV) != 0) {
         chaosi_copy(out, cap, "unknown");
         return;
     }
@@ -3307,8 +3227,7 @@ CHAOSI_FN void chaosi_name_address(const struct sockaddr_storage *addr, socklen_
     else snprintf(out, cap, v6 ? "[%s]:%s" : "%s:%s", host, port);
 }
 
-CHAOSI_FN int chaosi_socket(const chaosi_address *a)
-{
+CHAOSI_FN int chaosi_socket(const chaosi_address *a) {
     int one = 1, fd = socket(a->addr.ss_family, SOCK_STREAM, 0);
     if (fd < 0) return -1;
     fcntl(fd, F_SETFD, FD_CLOEXEC);
@@ -3319,8 +3238,7 @@ CHAOSI_FN int chaosi_socket(const chaosi_address *a)
     return fd;
 }
 
-CHAOSI_FN int chaosi_listen(const chaosi_address *a, int backlog, const char *what, chaos_error *err)
-{
+CHAOSI_FN int chaosi_listen(const chaosi_address *a, int backlog, const char *what, chaos_error *err) {
     int one = 1, fd = chaosi_socket(a);
     if (fd < 0) {
         chaosi_fail(err, CHAOS_ERR_SYSTEM, "socket: %s", strerror(errno));
@@ -3336,27 +3254,27 @@ CHAOSI_FN int chaosi_listen(const chaosi_address *a, int backlog, const char *wh
 }
 
 /* 0 = connected, else errno; ETIMEDOUT at the deadline. */
-CHAOSI_FN int chaosi_connect(int fd, const chaosi_address *a, chaosi_u64 deadline)
-{
+CHAOSI_FN int chaosi_connect(int fd, const chaosi_address *a, chaosi_u64 deadline) {
     int problem = 0;
     socklen_t len = sizeof problem;
     fcntl(fd, F_SETFL, O_NONBLOCK);
-    if (connect(fd, (const struct sockaddr *)(const void *)&a->addr, a->len) == 0) return 0;
-    if (errno != EINPROGRESS && errno != EINTR) return errno;
-    if (!chaosi_poll(fd, POLLOUT, deadline)) return ETIMEDOUT;
-    return getsockopt(fd, SOL_SOCKET, SO_ERROR, &problem, &len) == 0 ? problem : errno;
+    if (connect(fd, (const struct sockaddr *)(const void *)&a->addr, a->len) != 0) {
+        if (errno != EINPROGRESS && errno != EINTR) return errno;
+        if (!chaosi_poll(fd, POLLOUT, deadline)) return ETIMEDOUT;
+        if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &problem, &len) != 0) return errno;
+    }
+    fcntl(fd, F_SETFL, 0);
+    return problem;
 }
 
 /* True = nothing waits to be read and the peer has not closed: fit for another request. */
-CHAOSI_FN bool chaosi_is_quiet(int fd)
-{
+CHAOSI_FN bool chaosi_is_quiet(int fd) {
     char byte;
     return recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0 && (errno == EAGAIN || errno == EWOULDBLOCK);
 }
 
 /* Closes so that the peer can still read what was sent: FIN, then read its rest for a while (RFC 9112 section 9.6). */
-CHAOSI_FN void chaosi_linger(int fd, chaosi_u64 deadline)
-{
+CHAOSI_FN void chaosi_linger(int fd, chaosi_u64 deadline) {
     char waste[4096];
     int rounds = 256;
     shutdown(fd, SHUT_WR);
@@ -3368,8 +3286,7 @@ CHAOSI_FN void chaosi_linger(int fd, chaosi_u64 deadline)
 }
 
 /* The close that follows sends RST instead of FIN. */
-CHAOSI_FN void chaosi_make_reset(int fd)
-{
+CHAOSI_FN void chaosi_make_reset(int fd) {
     struct linger now;
     now.l_onoff = 1;
     now.l_linger = 0;
@@ -3382,8 +3299,7 @@ CHAOSI_FN void chaosi_make_reset(int fd)
    counted, and never a request. */
 #define CHAOSI_LINE_MAX 4096 /* PIPE_BUF: written whole or not at all */
 
-CHAOSI_FN void chaosi_log_open(chaos *c)
-{
+CHAOSI_FN void chaosi_log_open(chaos *c) {
     c->log_fd = 2;
 #ifdef CHAOSI_POSIX
     {
@@ -3397,8 +3313,7 @@ CHAOSI_FN void chaosi_log_open(chaos *c)
 
 #ifdef CHAOSI_POSIX
 /* write without its SIGPIPE, whatever the program does with that signal. */
-CHAOSI_FN bool chaosi_write_quietly(int fd, const char *line, size_t len)
-{
+CHAOSI_FN bool chaosi_write_quietly(int fd, const char *line, size_t len) {
     struct pollfd p;
     sigset_t pipe_set, old, pending;
     bool pending_before, done;
@@ -3413,19 +3328,20 @@ CHAOSI_FN bool chaosi_write_quietly(int fd, const char *line, size_t len)
     sigpending(&pending);
     pending_before = sigismember(&pending, SIGPIPE) == 1;
     done = write(fd, line, len) == (ssize_t)len;
-    if (!done && errno == EPIPE && !pending_before && sigpending(&pending) == 0 && sigismember(&pending, SIGPIPE) == 1) sigwait(&pipe_set, &sig);
+    if (!done && errno == EPIPE && !pending_before && sigpending(&pending) == 0 && sigismember(&pending, SIGPIPE) == 1)
+        sigwait(&pipe_set, &sig);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     return done;
 }
 #endif
 
-CHAOSI_FN void chaosi_emit(chaos *c, chaosi_out *o)
-{
+CHAOSI_FN void chaosi_emit(chaos *c, chaosi_out *o) {
     bool done = true;
     chaosi_puts(o, "}\n");
     if (o->len >= o->cap) {
         *o = chaosi_into(o->buf, o->cap);
-        chaosi_puts(o, "{\"source\":\"chaos\",\"level\":\"warn\",\"action\":\"note\",\"reason\":\"a log line was too long\"}\n");
+        chaosi_puts(o,
+                    "{\"source\":\"chaos\",\"level\":\"warn\",\"action\":\"note\",\"reason\":\"a log line was too long\"}\n");
     }
     if (c->desc.log) c->desc.log(c->desc.log_user, o->buf, o->len);
     else if (!c->desc.quiet) {
@@ -3438,14 +3354,12 @@ CHAOSI_FN void chaosi_emit(chaos *c, chaosi_out *o)
     CHAOSI_ADD(done ? &c->count.log_lines : &c->count.log_dropped, 1u);
 }
 
-CHAOSI_FN void chaosi_put_str(chaosi_out *o, const char *key, const char *value)
-{
+CHAOSI_FN void chaosi_put_str(chaosi_out *o, const char *key, const char *value) {
     chaosi_put_key(o, key);
     chaosi_put_json(o, chaosi_str(value));
 }
 
-CHAOSI_FN chaosi_out chaosi_line(chaos *c, char *buf, const char *level, const char *action)
-{
+CHAOSI_FN chaosi_out chaosi_line(chaos *c, char *buf, const char *level, const char *action) {
     chaosi_out o = chaosi_into(buf, CHAOSI_LINE_MAX);
     char when[80];
     chaosi_puts(&o, "{");
@@ -3458,8 +3372,7 @@ CHAOSI_FN chaosi_out chaosi_line(chaos *c, char *buf, const char *level, const c
 
 CHAOSI_FN bool chaosi_logs(const chaos *c) { return !c->desc.quiet; }
 
-CHAOSI_FN chaosi_u64 chaosi_all_faults(const chaos *c)
-{
+CHAOSI_FN chaosi_u64 chaosi_all_faults(const chaos *c) {
     chaosi_u64 sum = CHAOSI_LOAD(&c->count.would_inject);
     int i;
     for (i = 0; i < CHAOS_KIND_COUNT; i++) sum += CHAOSI_LOAD(&c->count.injected[i]);
@@ -3467,8 +3380,7 @@ CHAOSI_FN chaosi_u64 chaosi_all_faults(const chaos *c)
 }
 
 /* May this fault have a line of its own? all: 50 a second, sample: 1 a second. */
-CHAOSI_FN bool chaosi_may_log(chaos *c, chaosi_u64 mono)
-{
+CHAOSI_FN bool chaosi_may_log(chaos *c, chaosi_u64 mono) {
     chaosi_u64 second = mono / 1000000000u, old = CHAOSI_LOAD(&c->log_second);
     chaosi_u32 most = c->desc.fault_log == CHAOS_LOG_ALL ? 50 : 1;
     if (c->desc.fault_log == CHAOS_LOG_NONE || !chaosi_logs(c)) return false;
@@ -3476,8 +3388,7 @@ CHAOSI_FN bool chaosi_may_log(chaos *c, chaosi_u64 mono)
     return CHAOSI_LOAD(&c->log_in_second) < most && CHAOSI_ADD(&c->log_in_second, 1u) < most;
 }
 
-CHAOSI_FN void chaosi_log_fault(chaos *c, const chaos_verdict *v, const char *rule, bool dry_run)
-{
+CHAOSI_FN void chaosi_log_fault(chaos *c, const chaos_verdict *v, const char *rule, bool dry_run) {
     char buf[CHAOSI_LINE_MAX];
     chaosi_out o = chaosi_line(c, buf, "info", dry_run ? "dryrun" : "inject");
     chaosi_put_str(&o, "fault", chaos_kind_text(v->kind));
@@ -3490,8 +3401,7 @@ CHAOSI_FN void chaosi_log_fault(chaos *c, const chaos_verdict *v, const char *ru
 }
 
 /* Faults that had no line of their own, since the last summary. */
-CHAOSI_FN void chaosi_log_summary(chaos *c)
-{
+CHAOSI_FN void chaosi_log_summary(chaos *c) {
     chaosi_u64 logged = CHAOSI_LOAD(&c->count.log_faults), summed = CHAOSI_LOAD(&c->count.log_summed);
     chaosi_u64 all = chaosi_all_faults(c);
     char buf[CHAOSI_LINE_MAX];
@@ -3504,8 +3414,7 @@ CHAOSI_FN void chaosi_log_summary(chaos *c)
 }
 
 /* What every line about the handle carries. */
-CHAOSI_FN void chaosi_put_state(chaosi_out *o, const chaos_report *s, const chaos *c)
-{
+CHAOSI_FN void chaosi_put_state(chaosi_out *o, const chaos_report *s, const chaos *c) {
     char when[80];
     chaosi_put_str(o, "state", chaos_state_text(s->state));
     chaosi_put_str(o, "reason", s->reason);
@@ -3516,14 +3425,12 @@ CHAOSI_FN void chaosi_put_state(chaosi_out *o, const chaos_report *s, const chao
     chaosi_put_str(o, "instance", c->instance);
 }
 
-CHAOSI_FN chaosi_u64 chaosi_age_ns(chaos *c)
-{
+CHAOSI_FN chaosi_u64 chaosi_age_ns(chaos *c) {
     chaosi_u64 now = chaosi_now(c, false);
     return now > c->fresh_mono ? now - c->fresh_mono : 0;
 }
 
-CHAOSI_FN void chaosi_report(chaos *c, chaos_report *out)
-{
+CHAOSI_FN void chaosi_report(chaos *c, chaos_report *out) {
     int i;
     memset(out, 0, sizeof *out);
     CHAOSI_LOCK(&c->lock);
@@ -3557,8 +3464,7 @@ CHAOSI_FN void chaosi_report(chaos *c, chaos_report *out)
     out->upstream_errors = CHAOSI_LOAD(&c->count.upstream_errors);
 }
 
-CHAOSI_FN void chaosi_tell_event(chaos *c, chaos_event_kind kind, const chaos_report *s, const char *reason)
-{
+CHAOSI_FN void chaosi_tell_event(chaos *c, chaos_event_kind kind, const chaos_report *s, const char *reason) {
     chaos_event e;
     memset(&e, 0, sizeof e);
     e.kind = kind;
@@ -3568,8 +3474,7 @@ CHAOSI_FN void chaosi_tell_event(chaos *c, chaos_event_kind kind, const chaos_re
 }
 
 /* Who and why, from the config in use. */
-CHAOSI_FN void chaosi_put_experiment(chaosi_out *o, chaos *c)
-{
+CHAOSI_FN void chaosi_put_experiment(chaosi_out *o, chaos *c) {
     chaosi_u32 slot;
     const chaos_config *cfg = chaosi_enter(c, &slot);
     if (cfg->name.len) chaosi_put_text(o, cfg, "name", cfg->name);
@@ -3579,8 +3484,7 @@ CHAOSI_FN void chaosi_put_experiment(chaosi_out *o, chaos *c)
     chaosi_leave(c, slot);
 }
 
-CHAOSI_FN void chaosi_log_open_line(chaos *c)
-{
+CHAOSI_FN void chaosi_log_open_line(chaos *c) {
     char buf[CHAOSI_LINE_MAX];
     chaos_report s;
     chaosi_out o;
@@ -3597,8 +3501,7 @@ CHAOSI_FN void chaosi_log_open_line(chaos *c)
     if (chaosi_logs(c)) chaosi_emit(c, &o);
 }
 
-CHAOSI_FN void chaosi_log_state(chaos *c, const char *level, const char *action, const chaos_report *s)
-{
+CHAOSI_FN void chaosi_log_state(chaos *c, const char *level, const char *action, const chaos_report *s) {
     char buf[CHAOSI_LINE_MAX];
     chaosi_out o;
     if (!chaosi_logs(c)) return;
@@ -3612,8 +3515,7 @@ CHAOSI_FN void chaosi_log_state(chaos *c, const char *level, const char *action,
     chaosi_emit(c, &o);
 }
 
-CHAOSI_FN void chaosi_log_problem(chaos *c, const chaos_report *s)
-{
+CHAOSI_FN void chaosi_log_problem(chaos *c, const chaos_report *s) {
     char buf[CHAOSI_LINE_MAX], problem[sizeof c->problem];
     chaosi_out o;
     CHAOSI_LOCK(&c->lock);
@@ -3628,8 +3530,7 @@ CHAOSI_FN void chaosi_log_problem(chaos *c, const chaos_report *s)
 }
 
 /* Once a second while on: what was suppressed, and once a minute the heartbeat. */
-CHAOSI_FN void chaosi_tick(chaos *c)
-{
+CHAOSI_FN void chaosi_tick(chaos *c) {
     chaosi_u64 now = chaosi_now(c, false);
     chaos_report s;
     bool due;
@@ -3643,8 +3544,7 @@ CHAOSI_FN void chaosi_tick(chaos *c)
     chaosi_log_state(c, "info", "heartbeat", &s);
 }
 
-CHAOSI_FN void chaosi_tell(chaos *c, chaosi_news what)
-{
+CHAOSI_FN void chaosi_tell(chaos *c, chaosi_news what) {
     chaos_report s;
     if (what == CHAOSI_NEWS_TICK) {
         chaosi_tick(c);
@@ -3661,12 +3561,11 @@ CHAOSI_FN void chaosi_tell(chaos *c, chaosi_news what)
 
 /* ==== >>decide ================================================================================================ */
 /* Gates, judge, budgets, counters: the decision as a program meets it, and the waiting. */
-#define CHAOSI_BANDWIDTH_MODE CHAOS_KIND_COUNT /* its bit in chaos.modes */
+#define CHAOSI_BANDWIDTH_MODE   CHAOS_KIND_COUNT /* its bit in chaos.modes */
 #define CHAOSI_MODES_IN_PROCESS (1u << CHAOS_PASS | 1u << CHAOS_DELAY | 1u << CHAOS_STATUS)
 
 /* A place of maxConcurrent, 0 = none free. Places are counters, odd while taken, so a repeated chaos_done finds nothing. */
-CHAOSI_FN chaosi_u32 chaosi_take_ticket(chaos *c, chaosi_u32 most, chaosi_u64 key)
-{
+CHAOSI_FN chaosi_u32 chaosi_take_ticket(chaos *c, chaosi_u32 most, chaosi_u64 key) {
     chaosi_u32 i, at, old;
     for (i = 0; i < most; i++) {
         at = (chaosi_u32)((key + i) % most);
@@ -3676,16 +3575,15 @@ CHAOSI_FN chaosi_u32 chaosi_take_ticket(chaos *c, chaosi_u32 most, chaosi_u64 ke
     return 0;
 }
 
-CHAOSI_FN void chaosi_give_ticket(chaos *c, chaosi_u32 ticket)
-{
+CHAOSI_FN void chaosi_give_ticket(chaos *c, chaosi_u32 ticket) {
     chaosi_u32 *place = &c->tickets[ticket % CHAOS_MAX_CONCURRENT];
     chaosi_u32 now = CHAOSI_LOAD(place);
-    if (ticket && (now & 1u) && now << 12 == (ticket & ~(chaosi_u32)(CHAOS_MAX_CONCURRENT - 1))) CHAOSI_CAS(place, &now, now + 1u);
+    if (ticket && (now & 1u) && now << 12 == (ticket & ~(chaosi_u32)(CHAOS_MAX_CONCURRENT - 1)))
+        CHAOSI_CAS(place, &now, now + 1u);
 }
 
 /* One of maxFaults of this config. A reader of an older config gets none. */
-CHAOSI_FN bool chaosi_take_fault(chaos *c, chaosi_u32 most, chaosi_u32 serial)
-{
+CHAOSI_FN bool chaosi_take_fault(chaos *c, chaosi_u32 most, chaosi_u32 serial) {
     chaosi_u64 old = CHAOSI_LOAD(&c->budget), want;
     do {
         chaosi_u32 done = old >> 32 == serial ? (chaosi_u32)old : 0;
@@ -3695,16 +3593,14 @@ CHAOSI_FN bool chaosi_take_fault(chaos *c, chaosi_u32 most, chaosi_u32 serial)
     return true;
 }
 
-CHAOSI_FN bool chaosi_within_budget(chaos *c, const chaosi_hot *hot, chaos_verdict *v)
-{
+CHAOSI_FN bool chaosi_within_budget(chaos *c, const chaosi_hot *hot, chaos_verdict *v) {
     if (hot->max_concurrent && !(v->ticket = chaosi_take_ticket(c, hot->max_concurrent, v->key))) return false;
     if (!hot->max_faults || chaosi_take_fault(c, hot->max_faults, hot->serial)) return true;
     chaosi_give_ticket(c, v->ticket);
     return false;
 }
 
-CHAOSI_FN void chaosi_fault_event(chaos *c, const chaos_verdict *v, bool dry_run)
-{
+CHAOSI_FN void chaosi_fault_event(chaos *c, const chaos_verdict *v, bool dry_run) {
     chaos_event e;
     memset(&e, 0, sizeof e);
     e.kind = CHAOS_EVENT_FAULT;
@@ -3716,8 +3612,7 @@ CHAOSI_FN void chaosi_fault_event(chaos *c, const chaos_verdict *v, bool dry_run
 }
 
 /* A fault was rolled: may it happen, and who hears of it? Leaves v as it is to be carried out. */
-CHAOSI_FN void chaosi_settle_fault(chaos *c, const chaosi_hot *hot, chaos_verdict *v, chaosi_u64 mono, const char *rule)
-{
+CHAOSI_FN void chaosi_settle_fault(chaos *c, const chaosi_hot *hot, chaos_verdict *v, chaosi_u64 mono, const char *rule) {
     chaosi_u32 needs = 1u << v->kind | (v->bandwidth ? 1u << CHAOSI_BANDWIDTH_MODE : 0u);
     if (CHAOSI_UNLIKELY((CHAOSI_LOAD(&c->modes) & needs) != needs)) {
         CHAOSI_ADD(&c->count.unsupported, 1u);
@@ -3743,8 +3638,7 @@ CHAOSI_FN void chaosi_settle_fault(chaos *c, const chaosi_hot *hot, chaos_verdic
 }
 
 /* The four-key config: nothing to match but the default exclude, and that only when a fault would happen. */
-CHAOSI_FN bool chaosi_judge_simple(const chaosi_hot *hot, const chaos_request *req, chaosi_u64 key, chaos_verdict *v)
-{
+CHAOSI_FN bool chaosi_judge_simple(const chaosi_hot *hot, const chaos_request *req, chaosi_u64 key, chaos_verdict *v) {
     chaosi_subject s;
     chaosi_pass(v);
     chaosi_roll_faults(&hot->fault, hot->base, key, v);
@@ -3753,8 +3647,8 @@ CHAOSI_FN bool chaosi_judge_simple(const chaosi_hot *hot, const chaos_request *r
     return true;
 }
 
-CHAOSI_FN bool chaosi_judge_slot(chaos *c, chaosi_hot *hot, const chaos_request *req, chaosi_u64 key, chaos_verdict *v, char *rule)
-{
+CHAOSI_FN bool chaosi_judge_slot(chaos *c, chaosi_hot *hot, const chaos_request *req, chaosi_u64 key, chaos_verdict *v,
+                                 char *rule) {
     chaosi_u32 slot;
     const chaos_config *cfg = chaosi_enter(c, &slot);
     bool excluded = chaosi_judge(cfg, req, key, v);
@@ -3768,8 +3662,7 @@ CHAOSI_FN bool chaosi_judge_slot(chaos *c, chaosi_hot *hot, const chaos_request 
     return excluded;
 }
 
-CHAOSI_FN void chaosi_decide(chaos *c, const chaos_request *req, chaos_verdict *v)
-{
+CHAOSI_FN void chaosi_decide(chaos *c, const chaos_request *req, chaos_verdict *v) {
     chaosi_hot hot;
     chaosi_u64 mono = chaosi_now_coarse(c, false), key;
     bool excluded;
@@ -3790,8 +3683,7 @@ CHAOSI_FN void chaosi_decide(chaos *c, const chaos_request *req, chaos_verdict *
 }
 
 /* Sleeps until the deadline (monotonic ns) while chaos is on. fd2 (-1 = none): return early when it is readable, too. */
-CHAOSI_FN void chaosi_wait(chaos *c, chaosi_u64 deadline, int fd2)
-{
+CHAOSI_FN void chaosi_wait(chaos *c, chaosi_u64 deadline, int fd2) {
     chaosi_u64 start = chaosi_clock(false);
     CHAOSI_ENTER(&c->waiting, 1u);
     while (CHAOSI_SEQ(&c->armed)) {
@@ -3816,14 +3708,12 @@ CHAOSI_FN void chaosi_wait(chaos *c, chaosi_u64 deadline, int fd2)
 }
 
 /* The config a verdict came from, if it is still in use. */
-CHAOSI_FN const chaos_fault *chaosi_fault_of(const chaos_config *cfg, const chaosi_slot *slot, const chaos_verdict *v)
-{
+CHAOSI_FN const chaos_fault *chaosi_fault_of(const chaos_config *cfg, const chaosi_slot *slot, const chaos_verdict *v) {
     if (slot->version != v->version || v->rule >= cfg->rule_count) return NULL;
     return v->rule >= 0 ? &cfg->rules[v->rule].fault : &cfg->fault;
 }
 
-CHAOSI_FN size_t chaosi_body_of(chaos *c, const chaos_verdict *v, char *buf, size_t cap)
-{
+CHAOSI_FN size_t chaosi_body_of(chaos *c, const chaos_verdict *v, char *buf, size_t cap) {
     chaosi_u32 slot;
     const chaos_config *cfg = chaosi_enter(c, &slot);
     const chaos_fault *f = chaosi_fault_of(cfg, &c->slots[slot], v);
@@ -3834,8 +3724,7 @@ CHAOSI_FN size_t chaosi_body_of(chaos *c, const chaos_verdict *v, char *buf, siz
     return o.len;
 }
 
-CHAOSI_FN int chaosi_retry_after_of(chaos *c, const chaos_verdict *v)
-{
+CHAOSI_FN int chaosi_retry_after_of(chaos *c, const chaos_verdict *v) {
     chaosi_u32 slot;
     const chaos_config *cfg = chaosi_enter(c, &slot);
     const chaos_fault *f = chaosi_fault_of(cfg, &c->slots[slot], v);
@@ -3845,8 +3734,7 @@ CHAOSI_FN int chaosi_retry_after_of(chaos *c, const chaos_verdict *v)
 }
 
 /* A real outcome, one that was not injected: status (0 = none) and duration. */
-CHAOSI_FN void chaosi_count_outcome(chaos *c, int status, chaosi_u64 us)
-{
+CHAOSI_FN void chaosi_count_outcome(chaos *c, int status, chaosi_u64 us) {
     CHAOSI_ADD(&c->count.outcomes[status >= 100 && status < 600 ? status / 100 : 0], 1u);
     CHAOSI_ADD(&c->count.outcome_us, us);
 }
@@ -3855,14 +3743,14 @@ CHAOSI_FN void chaosi_count_outcome(chaos *c, int status, chaosi_u64 us)
 /* ==== >>proxy ================================================================================================= */
 /* A blocking proxy. Workers accept for themselves; a worker serves one connection at a time in straight-line code: read a
    head, decide, fault or forward, stream the reply. Upstream sockets live in a LIFO pool and are taken after the delay. */
-#define CHAOSI_BODY_BUFFER 65536u
-#define CHAOSI_HEAD_ROOM 2048u          /* what forwarding adds to a head */
-#define CHAOSI_SPARE_WORKERS 16         /* idle workers kept for the next connections */
-#define CHAOSI_POOL_IDLE_NS (30000 * CHAOSI_MS)
-#define CHAOSI_POST_IDLE_NS (500 * CHAOSI_MS)
-#define CHAOSI_INJECT_BODY_MAX 65536u   /* a request body this long is read before an injected answer, within 1 s */
-#define CHAOSI_HANG_MAX_NS (900000 * CHAOSI_MS)
-#define CHAOSI_MODES_PROXY                                                                                                              \
+#define CHAOSI_BODY_BUFFER     65536u
+#define CHAOSI_HEAD_ROOM       2048u /* what forwarding adds to a head */
+#define CHAOSI_SPARE_WORKERS   16    /* idle workers kept for the next connections */
+#define CHAOSI_POOL_IDLE_NS    (30000 * CHAOSI_MS)
+#define CHAOSI_POST_IDLE_NS    (500 * CHAOSI_MS)
+#define CHAOSI_INJECT_BODY_MAX 65536u /* a request body this long is read before an injected answer, within 1 s */
+#define CHAOSI_HANG_MAX_NS     (900000 * CHAOSI_MS)
+#define CHAOSI_MODES_PROXY \
     (CHAOSI_MODES_IN_PROCESS | 1u << CHAOS_RESET | 1u << CHAOS_CLOSE | 1u << CHAOS_HANG | 1u << CHAOSI_BANDWIDTH_MODE)
 
 typedef struct chaosi_idle {
@@ -3881,7 +3769,7 @@ typedef struct chaosi_proxy {
     struct chaosi_worker *workers;
     int worker_count, idle_count, idle_upstreams;
     chaosi_idle *pool; /* max_connections entries, the last one used on top */
-    pthread_t gone; /* the worker that left last, not joined yet */
+    pthread_t gone;    /* the worker that left last, not joined yet */
     bool has_gone;
     chaosi_u32 stopping, hard;
 } chaosi_proxy;
@@ -3899,12 +3787,12 @@ typedef struct chaosi_flow {
     chaosi_chunked chunk;
     struct iovec out[4]; /* what is on its way to `to` */
     int out_count;
-    size_t used; /* raw bytes that `out` stands for */
+    size_t used;  /* raw bytes that `out` stands for */
     size_t slice; /* most body bytes a piece, 0 = no limit (bandwidth) */
     chaosi_u64 paced_until;
     char size_line[24];
     chaosi_u64 moved; /* bytes sent */
-    bool ended; /* the body's last byte has been framed */
+    bool ended;       /* the body's last byte has been framed */
     bool done, eof, send_failed, bad;
 } chaosi_flow;
 
@@ -3912,6 +3800,7 @@ typedef struct chaosi_worker {
     chaosi_proxy *p;
     struct chaosi_worker *next;
     int client, upstream; /* -1 = none; changed under p->lock */
+    chaosi_u32 idle;      /* waits for a request */
     bool reused;          /* the upstream socket has served before */
     char peer[64];
     char *in, *rep, *out; /* client's bytes, upstream's bytes, the head being sent */
@@ -3929,16 +3818,14 @@ typedef struct chaosi_worker {
 CHAOSI_FN chaosi_u64 chaosi_in(int ms) { return chaosi_clock(false) + (chaosi_u64)(unsigned)ms * CHAOSI_MS; }
 
 /* -- sockets of a worker; the lock keeps a hard stop from shutting down a number that was closed meanwhile -- */
-CHAOSI_FN void chaosi_set_fd(chaosi_worker *w, int *place, int fd)
-{
+CHAOSI_FN void chaosi_set_fd(chaosi_worker *w, int *place, int fd) {
     pthread_mutex_lock(&w->p->lock);
     *place = fd;
     if (fd >= 0 && CHAOSI_LOAD(&w->p->hard)) shutdown(fd, SHUT_RDWR);
     pthread_mutex_unlock(&w->p->lock);
 }
 
-CHAOSI_FN void chaosi_drop_fd(chaosi_worker *w, int *place)
-{
+CHAOSI_FN void chaosi_drop_fd(chaosi_worker *w, int *place) {
     int fd = *place;
     if (fd < 0) return;
     chaosi_set_fd(w, place, -1);
@@ -3957,14 +3844,12 @@ CHAOSI_FN bool chaosi_is_idempotent(const chaosi_head *h) /* RFC 9110 section 9.
 
 CHAOSI_FN bool chaosi_has_body(const chaosi_head *h) { return h->chunked || h->length > 0; }
 
-CHAOSI_FN chaosi_body chaosi_request_body(const chaosi_head *h)
-{
+CHAOSI_FN chaosi_body chaosi_request_body(const chaosi_head *h) {
     return h->chunked ? CHAOSI_BODY_CHUNKED : h->has_length ? CHAOSI_BODY_LENGTH : CHAOSI_BODY_NONE;
 }
 
 /* A pooled socket that is still good, -1 = none. */
-CHAOSI_FN int chaosi_pool_take(chaosi_worker *w, chaosi_u64 most_idle)
-{
+CHAOSI_FN int chaosi_pool_take(chaosi_worker *w, chaosi_u64 most_idle) {
     chaosi_proxy *p = w->p;
     chaosi_u64 now = chaosi_clock(false);
     for (;;) {
@@ -3972,15 +3857,15 @@ CHAOSI_FN int chaosi_pool_take(chaosi_worker *w, chaosi_u64 most_idle)
         top.fd = -1;
         top.since = 0;
         pthread_mutex_lock(&p->lock);
-        if (p->idle_upstreams && now < p->pool[p->idle_upstreams - 1].since + most_idle) w->upstream = (top = p->pool[--p->idle_upstreams]).fd;
+        if (p->idle_upstreams && now < p->pool[p->idle_upstreams - 1].since + most_idle)
+            w->upstream = (top = p->pool[--p->idle_upstreams]).fd;
         pthread_mutex_unlock(&p->lock);
         if (top.fd < 0 || chaosi_is_quiet(top.fd)) return top.fd;
         chaosi_drop_fd(w, &w->upstream);
     }
 }
 
-CHAOSI_FN void chaosi_pool_put(chaosi_worker *w)
-{
+CHAOSI_FN void chaosi_pool_put(chaosi_worker *w) {
     chaosi_proxy *p = w->p;
     int fd = w->upstream;
     bool kept;
@@ -3996,8 +3881,7 @@ CHAOSI_FN void chaosi_pool_put(chaosi_worker *w)
 }
 
 /* Closes pooled sockets that were idle for longer than `ns`; the oldest are at the bottom. */
-CHAOSI_FN void chaosi_pool_trim(chaosi_proxy *p, chaosi_u64 ns)
-{
+CHAOSI_FN void chaosi_pool_trim(chaosi_proxy *p, chaosi_u64 ns) {
     chaosi_u64 now = chaosi_clock(false);
     int n = 0, i;
     pthread_mutex_lock(&p->lock);
@@ -4008,8 +3892,7 @@ CHAOSI_FN void chaosi_pool_trim(chaosi_proxy *p, chaosi_u64 ns)
 }
 
 /* Dials the addresses in turn until one answers. 0 = connected, else errno. */
-CHAOSI_FN int chaosi_dial_upstream(chaosi_worker *w)
-{
+CHAOSI_FN int chaosi_dial_upstream(chaosi_worker *w) {
     chaosi_proxy *p = w->p;
     int i, problem = EHOSTUNREACH;
     w->reused = false;
@@ -4018,15 +3901,17 @@ CHAOSI_FN int chaosi_dial_upstream(chaosi_worker *w)
         if (fd < 0) return errno;
         chaosi_set_fd(w, &w->upstream, fd);
         problem = chaosi_connect(fd, &p->addresses[i], chaosi_in(p->d.connect_timeout));
-        if (!problem) return 0;
+        if (!problem) {
+            chaosi_set_patience(fd, p->d.reply_timeout);
+            return 0;
+        }
         chaosi_drop_fd(w, &w->upstream);
     }
     return problem;
 }
 
 /* -- flows -- */
-CHAOSI_FN void chaosi_flow_start(chaosi_flow *f, int from, int to, char *buf, size_t cap, size_t len)
-{
+CHAOSI_FN void chaosi_flow_start(chaosi_flow *f, int from, int to, char *buf, size_t cap, size_t len) {
     memset(f, 0, sizeof *f);
     f->from = from;
     f->to = to;
@@ -4035,15 +3920,13 @@ CHAOSI_FN void chaosi_flow_start(chaosi_flow *f, int from, int to, char *buf, si
     f->len = len;
 }
 
-CHAOSI_FN void chaosi_flow_out(chaosi_flow *f, const void *at, size_t len)
-{
+CHAOSI_FN void chaosi_flow_out(chaosi_flow *f, const void *at, size_t len) {
     if (!len || f->to < 0) return;
     f->out[f->out_count].iov_base = (void *)(size_t)at;
     f->out[f->out_count++].iov_len = len;
 }
 
-CHAOSI_FN void chaosi_flow_body(chaosi_flow *f, chaosi_body body, chaosi_u64 length, bool chunk_out)
-{
+CHAOSI_FN void chaosi_flow_body(chaosi_flow *f, chaosi_body body, chaosi_u64 length, bool chunk_out) {
     f->body = body;
     f->left = length;
     f->chunk_out = chunk_out;
@@ -4051,8 +3934,7 @@ CHAOSI_FN void chaosi_flow_body(chaosi_flow *f, chaosi_body body, chaosi_u64 len
 }
 
 /* Frames some of the raw bytes. */
-CHAOSI_FN void chaosi_flow_frame(chaosi_flow *f)
-{
+CHAOSI_FN void chaosi_flow_frame(chaosi_flow *f) {
     char *data = f->buf + f->at;
     size_t most = f->slice && f->slice < f->len ? f->slice : f->len, made = most;
     int r = 0;
@@ -4077,15 +3959,14 @@ CHAOSI_FN void chaosi_flow_frame(chaosi_flow *f)
 }
 
 /* Sends what is framed. False = would block, or failed. */
-CHAOSI_FN bool chaosi_flow_send(chaosi_flow *f)
-{
+CHAOSI_FN bool chaosi_flow_send(chaosi_flow *f) {
     struct msghdr m;
     ssize_t n;
     int i, k;
     memset(&m, 0, sizeof m);
     m.msg_iov = f->out;
     m.msg_iovlen = (size_t)f->out_count; /* size_t on glibc, int elsewhere */
-    n = sendmsg(f->to, &m, MSG_DONTWAIT | MSG_NOSIGNAL);
+    n = sendmsg(f->to, &m, MSG_DONTWAIT | CHAOSI_NOSIGNAL);
     if (n < 0) {
         f->send_failed = !chaosi_would_block();
         return false;
@@ -4102,8 +3983,7 @@ CHAOSI_FN bool chaosi_flow_send(chaosi_flow *f)
 }
 
 /* Frames and sends until it has to wait for room, for bytes, or for the pace. */
-CHAOSI_FN void chaosi_flow_push(chaosi_flow *f)
-{
+CHAOSI_FN void chaosi_flow_push(chaosi_flow *f) {
     while (!f->done && !f->bad && !f->send_failed) {
         if (f->out_count) {
             if (!chaosi_flow_send(f)) return;
@@ -4122,14 +4002,12 @@ CHAOSI_FN void chaosi_flow_push(chaosi_flow *f)
     }
 }
 
-CHAOSI_FN bool chaosi_flow_wants_bytes(const chaosi_flow *f)
-{
+CHAOSI_FN bool chaosi_flow_wants_bytes(const chaosi_flow *f) {
     return !f->done && !f->bad && !f->send_failed && !f->eof && !f->out_count && !f->ended && !f->len;
 }
 
 /* Reads once. False = nothing there now. */
-CHAOSI_FN bool chaosi_flow_fill(chaosi_flow *f)
-{
+CHAOSI_FN bool chaosi_flow_fill(chaosi_flow *f) {
     size_t most = f->cap;
     ssize_t n;
     if (f->body == CHAOSI_BODY_LENGTH && f->left < most) most = (size_t)f->left; /* never into the next message */
@@ -4145,8 +4023,7 @@ CHAOSI_FN bool chaosi_flow_fill(chaosi_flow *f)
 }
 
 /* Moves bytes until it would block; bounded, so that the other direction gets its turn. */
-CHAOSI_FN void chaosi_flow_move(chaosi_flow *f)
-{
+CHAOSI_FN void chaosi_flow_move(chaosi_flow *f) {
     int rounds = 16;
     chaosi_flow_push(f);
     while (rounds-- > 0 && chaosi_flow_wants_bytes(f) && chaosi_flow_fill(f)) chaosi_flow_push(f);
@@ -4155,8 +4032,7 @@ CHAOSI_FN void chaosi_flow_move(chaosi_flow *f)
 CHAOSI_FN bool chaosi_flow_over(const chaosi_flow *f) { return f->done || f->bad || f->send_failed || f->eof; }
 
 /* Waits until one of the flows can move (or the upstream has something to say, when listening). 0 = timeout. */
-CHAOSI_FN int chaosi_flows_wait(chaosi_worker *w, bool listening, chaosi_u64 deadline)
-{
+CHAOSI_FN int chaosi_flows_wait(chaosi_worker *w, bool listening, chaosi_u64 deadline) {
     struct pollfd p[2];
     chaosi_u64 now = chaosi_clock(false), ms = deadline > now ? (deadline - now + CHAOSI_MS - 1) / CHAOSI_MS : 0;
     int r;
@@ -4177,20 +4053,17 @@ CHAOSI_FN int chaosi_flows_wait(chaosi_worker *w, bool listening, chaosi_u64 dea
 }
 
 /* -- replies of our own -- */
-CHAOSI_FN bool chaosi_bodiless(const chaosi_worker *w, int status)
-{
+CHAOSI_FN bool chaosi_bodiless(const chaosi_worker *w, int status) {
     return status < 200 || status == 204 || status == 304 || chaosi_same(w->req.method, chaosi_str("HEAD"));
 }
 
-CHAOSI_FN void chaosi_put_connection(chaosi_out *o, const chaosi_worker *w)
-{
+CHAOSI_FN void chaosi_put_connection(chaosi_out *o, const chaosi_worker *w) {
     if (w->close) chaosi_puts(o, "Connection: close\r\n");
     else if (w->req.minor == 0) chaosi_puts(o, "Connection: keep-alive\r\n");
 }
 
 /* A whole small reply; fields = its own lines. */
-CHAOSI_FN void chaosi_answer(chaosi_worker *w, int status, const char *fields, const char *body, size_t body_len)
-{
+CHAOSI_FN void chaosi_answer(chaosi_worker *w, int status, const char *fields, const char *body, size_t body_len) {
     chaosi_out o = chaosi_into(w->out, w->out_cap);
     char line[64];
     snprintf(line, sizeof line, "HTTP/1.1 %d %s\r\n", status, chaosi_status_text(status));
@@ -4207,8 +4080,7 @@ CHAOSI_FN void chaosi_answer(chaosi_worker *w, int status, const char *fields, c
 
 /* An error of the proxy itself: it closes, so that no byte of a refused message is taken for the next one. error: a word of
    RFC 9209 section 2.3. */
-CHAOSI_FN void chaosi_refuse(chaosi_worker *w, int status, const char *error, const char *why)
-{
+CHAOSI_FN void chaosi_refuse(chaosi_worker *w, int status, const char *error, const char *why) {
     char fields[160], body[200];
     int n = snprintf(body, sizeof body, "chaos-proxy: %s\n", why);
     snprintf(fields, sizeof fields, "Proxy-Status: chaos; error=%s\r\n", error);
@@ -4218,8 +4090,7 @@ CHAOSI_FN void chaosi_refuse(chaosi_worker *w, int status, const char *error, co
     chaosi_answer(w, status, fields, body, (size_t)n);
 }
 
-CHAOSI_FN void chaosi_refuse_head(chaosi_worker *w, int status)
-{
+CHAOSI_FN void chaosi_refuse_head(chaosi_worker *w, int status) {
     memset(&w->req, 0, offsetof(chaosi_head, fields)); /* nothing of a refused head is to be trusted */
     w->req.method = chaosi_str("GET");
     w->req.minor = 1;
@@ -4232,8 +4103,7 @@ CHAOSI_FN void chaosi_refuse_head(chaosi_worker *w, int status)
     else chaosi_refuse(w, status, "http_request_error", "the request is not valid HTTP");
 }
 
-CHAOSI_FN void chaosi_refuse_dial(chaosi_worker *w, int problem)
-{
+CHAOSI_FN void chaosi_refuse_dial(chaosi_worker *w, int problem) {
     if (problem == ETIMEDOUT) chaosi_refuse(w, 504, "connection_timeout", "the upstream did not accept the connection in time");
     else if (problem == ECONNREFUSED) chaosi_refuse(w, 502, "connection_refused", "the upstream refused the connection");
     else if (problem == EMFILE || problem == ENFILE || problem == ENOBUFS || problem == ENOMEM)
@@ -4243,53 +4113,65 @@ CHAOSI_FN void chaosi_refuse_dial(chaosi_worker *w, int problem)
 
 /* -- reading a request -- */
 /* The bytes after the request move to the front. */
-CHAOSI_FN void chaosi_next_request(chaosi_worker *w, size_t at, size_t len)
-{
+CHAOSI_FN void chaosi_next_request(chaosi_worker *w, size_t at, size_t len) {
     memmove(w->in, w->in + at, len);
     w->in_len = len;
 }
 
-/* A head in w->in: 1 = w->req and w->head_len are set, 0 = the connection is over (answered if need be). */
-CHAOSI_FN int chaosi_read_head(chaosi_worker *w)
-{
+/* The first bytes of a request. A stop shuts a connection that is idle for reading. */
+CHAOSI_FN ssize_t chaosi_first_bytes(chaosi_worker *w) {
+    ssize_t n = 0;
+    CHAOSI_SWAP(&w->idle, 1u);
+    if (!CHAOSI_SEQ(&w->p->stopping)) n = chaosi_recv_first(w->client, w->in, (size_t)w->p->d.head_limit);
+    CHAOSI_SWAP(&w->idle, 0u);
+    return n;
+}
+
+/* More bytes of a request head. */
+CHAOSI_FN ssize_t chaosi_more_bytes(chaosi_worker *w, chaosi_u64 deadline) {
+    ssize_t n;
+    do {
+        if (!chaosi_poll(w->client, POLLIN, deadline)) {
+            chaosi_refuse_head(w, 408);
+            return 0;
+        }
+        n = recv(w->client, w->in + w->in_len, (size_t)w->p->d.head_limit - w->in_len, MSG_DONTWAIT);
+    } while (n < 0 && chaosi_would_block());
+    return n;
+}
+
+/* A head in w->in: true = w->req and w->head_len are set, false = the connection is over (answered if need be). */
+CHAOSI_FN bool chaosi_read_head(chaosi_worker *w) {
     chaosi_proxy *p = w->p;
-    bool fresh = true; /* there are bytes the parser has not seen */
-    chaosi_u64 deadline = chaosi_in(w->in_len ? p->d.head_timeout : p->d.idle_timeout);
+    chaosi_u64 deadline = w->in_len ? chaosi_in(p->d.head_timeout) : 0;
+    size_t seen = 0; /* bytes that brought no new line need no new parse */
     for (;;) {
+        bool fresh = w->in_len && (!seen || memchr(w->in + seen, '\n', w->in_len - seen));
+        int r = fresh ? chaosi_http_request(&w->req, w->in, w->in_len) : 0;
         ssize_t n;
-        int r = fresh && w->in_len ? chaosi_http_request(&w->req, w->in, w->in_len) : 0, stop = 0;
-        if (r > p->d.head_limit || (r == 0 && w->in_len >= (size_t)p->d.head_limit)) r = memchr(w->in, '\n', w->in_len) ? -431 : -414;
-        if (r < 0) {
-            chaosi_refuse_head(w, -r);
-            return 0;
+        if (r > p->d.head_limit || (r == 0 && w->in_len >= (size_t)p->d.head_limit))
+            r = memchr(w->in, '\n', w->in_len) ? -431 : -414;
+        if (r < 0) chaosi_refuse_head(w, -r);
+        if (r) {
+            w->head_len = r > 0 ? (size_t)r : 0;
+            return r > 0;
         }
-        if (r > 0) {
-            w->head_len = (size_t)r;
-            return 1;
-        }
-        if (!chaosi_poll2(w->client, POLLIN, w->in_len ? -1 : p->c->stop[0], &stop, deadline) && !stop) {
-            if (w->in_len) chaosi_refuse_head(w, 408);
-            return 0;
-        }
-        n = recv(w->client, w->in + w->in_len, (size_t)p->d.head_limit - w->in_len, MSG_DONTWAIT);
-        if (n < 0 && chaosi_would_block() && !stop) continue;
-        if (n <= 0) return 0;
-        if (!w->in_len) deadline = chaosi_in(p->d.head_timeout);
-        fresh = memchr(w->in + w->in_len, '\n', (size_t)n) != NULL || w->in_len + (size_t)n >= (size_t)p->d.head_limit || !w->in_len;
+        seen = w->in_len;
+        n = seen ? chaosi_more_bytes(w, deadline) : chaosi_first_bytes(w);
+        if (n <= 0) return false;
+        if (!seen) deadline = chaosi_in(p->d.head_timeout);
         w->in_len += (size_t)n;
     }
 }
 
 /* -- deciding -- */
-CHAOSI_FN const char *chaosi_worker_header(void *user, const char *name, size_t *len)
-{
+CHAOSI_FN const char *chaosi_worker_header(void *user, const char *name, size_t *len) {
     chaosi_span value = chaosi_field_value(&((chaosi_worker *)user)->req, name);
     *len = value.len;
     return value.at;
 }
 
-CHAOSI_FN void chaosi_ask(chaosi_worker *w)
-{
+CHAOSI_FN void chaosi_ask(chaosi_worker *w) {
     chaos_request r;
     chaosi_span key = w->p->d.key_header ? chaosi_field_value(&w->req, w->p->d.key_header) : chaosi_of(NULL, 0);
     memset(&r, 0, sizeof r);
@@ -4306,8 +4188,7 @@ CHAOSI_FN void chaosi_ask(chaosi_worker *w)
 }
 
 /* Waits out an injected delay or hang; after a stop, no longer than the drain. True = the whole time passed. */
-CHAOSI_FN bool chaosi_hold(chaosi_worker *w, chaosi_u64 ns)
-{
+CHAOSI_FN bool chaosi_hold(chaosi_worker *w, chaosi_u64 ns) {
     chaosi_u64 deadline = chaosi_clock(false) + ns, drained;
     chaosi_wait(w->p->c, deadline, w->p->c->stop[0]);
     if (chaosi_clock(false) < deadline && CHAOSI_SEQ(&w->p->c->armed) && chaosi_readable(w->p->c->stop[0])) {
@@ -4318,8 +4199,7 @@ CHAOSI_FN bool chaosi_hold(chaosi_worker *w, chaosi_u64 ns)
 }
 
 /* Reads and drops the request body, if it is short: true = the connection stays usable. */
-CHAOSI_FN bool chaosi_swallow_body(chaosi_worker *w)
-{
+CHAOSI_FN bool chaosi_swallow_body(chaosi_worker *w) {
     chaosi_u64 deadline = chaosi_in(1000);
     chaosi_flow *f = &w->up;
     size_t bytes = 0;
@@ -4335,20 +4215,19 @@ CHAOSI_FN bool chaosi_swallow_body(chaosi_worker *w)
 }
 
 /* The injected answer. */
-CHAOSI_FN void chaosi_inject_status(chaosi_worker *w)
-{
+CHAOSI_FN void chaosi_inject_status(chaosi_worker *w) {
     char fields[160], body[1088];
     size_t len = chaosi_body_of(w->p->c, &w->verdict, body, sizeof body);
     int after = chaosi_retry_after_of(w->p->c, &w->verdict);
-    int n = snprintf(fields, sizeof fields, "X-Chaos-Injected: %s\r\nCache-Control: no-store\r\n", chaos_kind_text(w->verdict.kind));
+    int n = snprintf(fields, sizeof fields, "X-Chaos-Injected: %s\r\nCache-Control: no-store\r\n",
+                     chaos_kind_text(w->verdict.kind));
     if (after >= 0) snprintf(fields + n, sizeof fields - (size_t)n, "Retry-After: %d\r\n", after);
     if (w->verdict.status == 204 || w->verdict.status == 304) len = 0;
     chaosi_answer(w, w->verdict.status, fields, body, len);
 }
 
 /* Faults that end the request here. True = the connection may go on with the next request. */
-CHAOSI_FN bool chaosi_inject(chaosi_worker *w)
-{
+CHAOSI_FN bool chaosi_inject(chaosi_worker *w) {
     if (w->verdict.kind == CHAOS_RESET) {
         chaosi_make_reset(w->client);
         return false;
@@ -4359,8 +4238,7 @@ CHAOSI_FN bool chaosi_inject(chaosi_worker *w)
 }
 
 /* No reply until the client goes, chaos goes off, or the cap. True = chaos went off: the request goes on. */
-CHAOSI_FN bool chaosi_hang(chaosi_worker *w)
-{
+CHAOSI_FN bool chaosi_hang(chaosi_worker *w) {
     chaosi_u64 end = chaosi_clock(false) + CHAOSI_HANG_MAX_NS;
     while (chaosi_clock(false) < end) {
         char byte;
@@ -4375,8 +4253,7 @@ CHAOSI_FN bool chaosi_hang(chaosi_worker *w)
 }
 
 /* -- forwarding -- */
-CHAOSI_FN bool chaosi_put_upstream_head(chaosi_worker *w)
-{
+CHAOSI_FN bool chaosi_put_upstream_head(chaosi_worker *w) {
     chaosi_out o = chaosi_into(w->out, w->out_cap);
     chaosi_span host = chaosi_field_value(&w->req, "host");
     if (w->req.authority.len) host = w->req.authority;
@@ -4389,11 +4266,14 @@ CHAOSI_FN bool chaosi_put_upstream_head(chaosi_worker *w)
     return o.len < o.cap;
 }
 
-/* Reads what the upstream sent so far: 1 = a head is in w->reply, 0 = not yet, -1 = garbage, -2 = closed, nothing read. */
-CHAOSI_FN int chaosi_reply_arrives(chaosi_worker *w, int *head_len)
-{
-    ssize_t n = recv(w->upstream, w->rep + w->rep_len, w->rep_cap - w->rep_len, MSG_DONTWAIT);
-    if (n < 0 && chaosi_would_block()) return 0;
+/* Reads what the upstream sent: 1 = a head is in w->reply, 0 = not yet, -1 = garbage, -2 = closed and nothing read, -3 =
+   timeout. When the request is out and nothing has come yet, it waits in recv. */
+CHAOSI_FN int chaosi_reply_arrives(chaosi_worker *w, int *head_len) {
+    bool wait = chaosi_flow_over(&w->up) && !w->rep_len;
+    char *to = w->rep + w->rep_len;
+    ssize_t n =
+        wait ? chaosi_recv_first(w->upstream, to, w->rep_cap) : recv(w->upstream, to, w->rep_cap - w->rep_len, MSG_DONTWAIT);
+    if (n < 0 && chaosi_would_block()) return wait ? -3 : 0;
     if (n <= 0) return w->rep_len ? -1 : -2;
     w->rep_len += (size_t)n;
     *head_len = chaosi_http_reply(&w->reply, w->rep, w->rep_len);
@@ -4402,8 +4282,7 @@ CHAOSI_FN int chaosi_reply_arrives(chaosi_worker *w, int *head_len)
 }
 
 /* An interim reply goes on to a client that can take it (not HTTP/1.0), and off the buffer. */
-CHAOSI_FN void chaosi_forward_interim(chaosi_worker *w, int head_len)
-{
+CHAOSI_FN void chaosi_forward_interim(chaosi_worker *w, int head_len) {
     chaosi_out o = chaosi_into(w->out, w->out_cap);
     char line[64];
     int i;
@@ -4417,11 +4296,18 @@ CHAOSI_FN void chaosi_forward_interim(chaosi_worker *w, int head_len)
     w->rep_len -= (size_t)head_len;
 }
 
-typedef enum chaosi_outcome { CHAOSI_REPLY, CHAOSI_STALE, CHAOSI_FAILED_UPSTREAM, CHAOSI_TIMED_OUT, CHAOSI_BAD_REPLY, CHAOSI_BAD_BODY, CHAOSI_CLIENT_GONE } chaosi_outcome;
+typedef enum chaosi_outcome {
+    CHAOSI_REPLY,
+    CHAOSI_STALE,
+    CHAOSI_FAILED_UPSTREAM,
+    CHAOSI_TIMED_OUT,
+    CHAOSI_BAD_REPLY,
+    CHAOSI_BAD_BODY,
+    CHAOSI_CLIENT_GONE
+} chaosi_outcome;
 
 /* A final head in w->rep? Interim ones are passed on. 1 = yes, 0 = not yet, <0 as chaosi_reply_arrives. */
-CHAOSI_FN int chaosi_final_head(chaosi_worker *w, int *head_len)
-{
+CHAOSI_FN int chaosi_final_head(chaosi_worker *w, int *head_len) {
     int r = chaosi_reply_arrives(w, head_len);
     while (r == 1 && w->reply.status < 200) {
         if (w->reply.status == 101) return -1; /* nobody asked for it: Upgrade is not forwarded */
@@ -4433,8 +4319,7 @@ CHAOSI_FN int chaosi_final_head(chaosi_worker *w, int *head_len)
 }
 
 /* Sends the request, its body as it comes, until the final reply head is there. */
-CHAOSI_FN chaosi_outcome chaosi_ask_upstream(chaosi_worker *w, int *head_len)
-{
+CHAOSI_FN chaosi_outcome chaosi_ask_upstream(chaosi_worker *w, int *head_len) {
     const chaos_proxy_desc *d = &w->p->d;
     chaosi_u64 deadline = chaosi_in(d->reply_timeout);
     w->rep_len = 0;
@@ -4445,10 +4330,13 @@ CHAOSI_FN chaosi_outcome chaosi_ask_upstream(chaosi_worker *w, int *head_len)
         if (w->up.bad) return CHAOSI_BAD_BODY;
         if (w->up.eof && !w->up.done) return CHAOSI_CLIENT_GONE;
         if (moved != w->up.moved) deadline = chaosi_in(chaosi_flow_over(&w->up) ? d->reply_timeout : d->body_timeout);
-        r = chaosi_flows_wait(w, true, deadline);
-        if (r == 0) return CHAOSI_TIMED_OUT;
-        if (!(r & 4)) continue;
+        if (!chaosi_flow_over(&w->up) || w->rep_len) {
+            r = chaosi_flows_wait(w, true, deadline);
+            if (r == 0) return CHAOSI_TIMED_OUT;
+            if (!(r & 4)) continue;
+        }
         r = chaosi_final_head(w, head_len);
+        if (r == -3) return CHAOSI_TIMED_OUT;
         if (r == 1) return CHAOSI_REPLY;
         if (r == -2) return w->reused ? CHAOSI_STALE : CHAOSI_FAILED_UPSTREAM;
         if (r < 0) return CHAOSI_BAD_REPLY;
@@ -4456,8 +4344,7 @@ CHAOSI_FN chaosi_outcome chaosi_ask_upstream(chaosi_worker *w, int *head_len)
 }
 
 /* One exchange up to the reply head, with one retry on a stale pooled socket when that is safe. */
-CHAOSI_FN chaosi_outcome chaosi_exchange(chaosi_worker *w, int *head_len)
-{
+CHAOSI_FN chaosi_outcome chaosi_exchange(chaosi_worker *w, int *head_len) {
     bool body = chaosi_has_body(&w->req), safe = chaosi_is_idempotent(&w->req) && !body;
     chaosi_outcome outcome = CHAOSI_STALE;
     int problem;
@@ -4478,11 +4365,12 @@ CHAOSI_FN chaosi_outcome chaosi_exchange(chaosi_worker *w, int *head_len)
     return outcome;
 }
 
-CHAOSI_FN void chaosi_refuse_outcome(chaosi_worker *w, chaosi_outcome outcome)
-{
+CHAOSI_FN void chaosi_refuse_outcome(chaosi_worker *w, chaosi_outcome outcome) {
     switch (outcome) {
     case CHAOSI_TIMED_OUT: chaosi_refuse(w, 504, "http_response_timeout", "the upstream did not answer in time"); break;
-    case CHAOSI_BAD_REPLY: chaosi_refuse(w, 502, "http_protocol_error", "the upstream's reply is not valid HTTP, or was cut"); break;
+    case CHAOSI_BAD_REPLY:
+        chaosi_refuse(w, 502, "http_protocol_error", "the upstream's reply is not valid HTTP, or was cut");
+        break;
     case CHAOSI_BAD_BODY: chaosi_refuse(w, 400, "http_request_error", "the request body is not valid chunked coding"); break;
     case CHAOSI_FAILED_UPSTREAM: chaosi_refuse(w, 502, "connection_terminated", "the upstream closed without a reply"); break;
     default: w->close = true;
@@ -4490,16 +4378,14 @@ CHAOSI_FN void chaosi_refuse_outcome(chaosi_worker *w, chaosi_outcome outcome)
 }
 
 /* How the reply's body is framed (RFC 9112 section 6.3). */
-CHAOSI_FN chaosi_body chaosi_reply_body(const chaosi_worker *w)
-{
+CHAOSI_FN chaosi_body chaosi_reply_body(const chaosi_worker *w) {
     if (chaosi_bodiless(w, w->reply.status)) return CHAOSI_BODY_NONE;
     if (w->reply.chunked) return CHAOSI_BODY_CHUNKED;
     return w->reply.has_length ? CHAOSI_BODY_LENGTH : CHAOSI_BODY_CLOSE;
 }
 
 /* The reply head as the client gets it. False = too large. */
-CHAOSI_FN bool chaosi_put_client_head(chaosi_worker *w, chaosi_body body, size_t *len)
-{
+CHAOSI_FN bool chaosi_put_client_head(chaosi_worker *w, chaosi_body body, size_t *len) {
     chaosi_out o = chaosi_into(w->out, w->out_cap);
     bool marked = w->verdict.kind == CHAOS_DELAY;
     char line[80];
@@ -4511,7 +4397,9 @@ CHAOSI_FN bool chaosi_put_client_head(chaosi_worker *w, chaosi_body body, size_t
     for (i = 0; i < w->reply.count; i++) {
         chaosi_span name = w->reply.fields[i].name;
         if (chaosi_is_hop_by_hop(&w->reply, name)) continue;
-        if (marked && (chaosi_is(name, "cache-control") || chaosi_is(name, "etag") || chaosi_is(name, "last-modified") || chaosi_is(name, "age"))) continue;
+        if (marked && (chaosi_is(name, "cache-control") || chaosi_is(name, "etag") || chaosi_is(name, "last-modified") ||
+                       chaosi_is(name, "age")))
+            continue;
         chaosi_copy_field(&o, &w->reply.fields[i]);
     }
     if (marked) {
@@ -4519,7 +4407,8 @@ CHAOSI_FN bool chaosi_put_client_head(chaosi_worker *w, chaosi_body body, size_t
         chaosi_puts(&o, line);
         chaosi_puts(&o, "Cache-Control: no-store\r\n");
     }
-    chaosi_put_framing(&o, body == CHAOSI_BODY_CHUNKED && w->req.minor > 0, w->reply.has_length && w->reply.status != 204, w->reply.length);
+    chaosi_put_framing(&o, body == CHAOSI_BODY_CHUNKED && w->req.minor > 0, w->reply.has_length && w->reply.status != 204,
+                       w->reply.length);
     chaosi_put_connection(&o, w);
     chaosi_puts(&o, "\r\n");
     *len = o.len;
@@ -4527,8 +4416,7 @@ CHAOSI_FN bool chaosi_put_client_head(chaosi_worker *w, chaosi_body body, size_t
 }
 
 /* Streams the reply, and the rest of the request, until the reply is out. */
-CHAOSI_FN bool chaosi_stream(chaosi_worker *w)
-{
+CHAOSI_FN bool chaosi_stream(chaosi_worker *w) {
     chaosi_flow *up = &w->up, *down = &w->down;
     for (;;) {
         chaosi_flow_move(down);
@@ -4544,8 +4432,7 @@ CHAOSI_FN bool chaosi_stream(chaosi_worker *w)
 }
 
 /* The reply head is in w->rep: send it on, with its body. True = the client's connection may go on. */
-CHAOSI_FN bool chaosi_relay(chaosi_worker *w, int head_len)
-{
+CHAOSI_FN bool chaosi_relay(chaosi_worker *w, int head_len) {
     chaosi_body body = chaosi_reply_body(w);
     chaosi_flow *down = &w->down;
     size_t len;
@@ -4556,7 +4443,8 @@ CHAOSI_FN bool chaosi_relay(chaosi_worker *w, int head_len)
         chaosi_refuse_outcome(w, CHAOSI_BAD_REPLY);
         return false;
     }
-    chaosi_flow_start(down, w->upstream, w->client, w->rep + head_len, w->rep_cap - (size_t)head_len, w->rep_len - (size_t)head_len);
+    chaosi_flow_start(down, w->upstream, w->client, w->rep + head_len, w->rep_cap - (size_t)head_len,
+                      w->rep_len - (size_t)head_len);
     chaosi_flow_body(down, body, w->reply.length, body == CHAOSI_BODY_CHUNKED && w->req.minor > 0);
     chaosi_flow_out(down, w->out, len);
     if (w->verdict.bandwidth) {
@@ -4572,8 +4460,7 @@ CHAOSI_FN bool chaosi_relay(chaosi_worker *w, int head_len)
 }
 
 /* The upstream has done its work; its answer is thrown away. True = the client's connection may go on. */
-CHAOSI_FN bool chaosi_replace(chaosi_worker *w)
-{
+CHAOSI_FN bool chaosi_replace(chaosi_worker *w) {
     if (!w->up.done) w->close = w->lingers = true;
     if (w->verdict.kind == CHAOS_RESET) chaosi_make_reset(w->client);
     else if (w->verdict.kind == CHAOS_HANG) chaosi_hang(w);
@@ -4582,8 +4469,7 @@ CHAOSI_FN bool chaosi_replace(chaosi_worker *w)
 }
 
 /* Forwards the request. True = the client's connection may go on. */
-CHAOSI_FN bool chaosi_forward(chaosi_worker *w)
-{
+CHAOSI_FN bool chaosi_forward(chaosi_worker *w) {
     chaosi_u64 start = chaosi_clock(false);
     int head_len = 0;
     chaosi_outcome outcome = chaosi_exchange(w, &head_len);
@@ -4596,8 +4482,7 @@ CHAOSI_FN bool chaosi_forward(chaosi_worker *w)
 }
 
 /* One request. True = the connection may go on with the next. */
-CHAOSI_FN bool chaosi_serve_one(chaosi_worker *w)
-{
+CHAOSI_FN bool chaosi_serve_one(chaosi_worker *w) {
     bool on = false;
     w->replied = w->close = w->lingers = false;
     if (!chaosi_read_head(w)) return false;
@@ -4612,8 +4497,7 @@ CHAOSI_FN bool chaosi_serve_one(chaosi_worker *w)
     return on;
 }
 
-CHAOSI_FN void chaosi_serve(chaosi_worker *w)
-{
+CHAOSI_FN void chaosi_serve(chaosi_worker *w) {
     CHAOSI_ADD(&w->p->c->count.connections, 1u);
     CHAOSI_ADD(&w->p->c->connections_now, 1u);
     w->in_len = 0;
@@ -4625,20 +4509,21 @@ CHAOSI_FN void chaosi_serve(chaosi_worker *w)
 
 /* -- workers -- */
 /* Waits for a connection; sees to it that another worker waits meanwhile. False = the proxy stops. */
-CHAOSI_FN bool chaosi_accept(chaosi_worker *w)
-{
+CHAOSI_FN bool chaosi_accept(chaosi_worker *w) {
     struct sockaddr_storage addr;
     chaosi_proxy *p = w->p;
     for (;;) {
         socklen_t len = sizeof addr;
         int fd, one = 1;
 #ifndef __linux__ /* there, shutdown() of the listener wakes accept */
-        chaosi_poll2(p->listener, POLLIN, p->c->stop[0], NULL, CHAOSI_NEVER);
+        while (!chaosi_readable(p->listener) && !CHAOSI_SEQ(&p->stopping))
+            chaosi_sleep_until(chaosi_in(1000), p->listener, p->c->stop[0]);
 #endif
         fd = CHAOSI_SEQ(&p->stopping) ? -1 : accept(p->listener, (struct sockaddr *)(void *)&addr, &len);
         if (fd >= 0) {
             fcntl(fd, F_SETFD, FD_CLOEXEC);
             setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+            chaosi_set_patience(fd, p->d.idle_timeout);
             chaosi_set_fd(w, &w->client, fd);
             chaosi_name_address(&addr, len, true, w->peer, sizeof w->peer);
             return true;
@@ -4653,8 +4538,7 @@ CHAOSI_FN bool chaosi_accept(chaosi_worker *w)
 static void *chaosi_worker_main(void *arg);
 
 /* Adds a worker; its places in worker_count and idle_count are taken already. False = it could not be had. */
-CHAOSI_FN bool chaosi_add_worker(chaosi_proxy *p)
-{
+CHAOSI_FN bool chaosi_add_worker(chaosi_proxy *p) {
     size_t head = (size_t)p->d.head_limit, in_cap = head + CHAOSI_BODY_BUFFER, out_cap = head + CHAOSI_HEAD_ROOM;
     size_t self = (sizeof(chaosi_worker) + 63) / 64 * 64;
     char *block = (char *)p->c->desc.alloc(p->c->desc.alloc_user, self + 2 * in_cap + out_cap);
@@ -4682,8 +4566,7 @@ CHAOSI_FN bool chaosi_add_worker(chaosi_proxy *p)
 }
 
 /* The worker has a connection: somebody else must wait for the next one, if the limit allows. */
-CHAOSI_FN void chaosi_leave_spare(chaosi_proxy *p)
-{
+CHAOSI_FN void chaosi_leave_spare(chaosi_proxy *p) {
     bool wanted;
     pthread_mutex_lock(&p->lock);
     p->idle_count--;
@@ -4695,8 +4578,7 @@ CHAOSI_FN void chaosi_leave_spare(chaosi_proxy *p)
 }
 
 /* False = there are enough idle workers: this one may go. */
-CHAOSI_FN bool chaosi_stays(chaosi_proxy *p)
-{
+CHAOSI_FN bool chaosi_stays(chaosi_proxy *p) {
     bool stays;
     pthread_mutex_lock(&p->lock);
     stays = p->idle_count < CHAOSI_SPARE_WORKERS;
@@ -4705,8 +4587,7 @@ CHAOSI_FN bool chaosi_stays(chaosi_proxy *p)
     return stays;
 }
 
-CHAOSI_FN void chaosi_enlist(chaosi_worker *w)
-{
+CHAOSI_FN void chaosi_enlist(chaosi_worker *w) {
     pthread_mutex_lock(&w->p->lock);
     w->next = w->p->workers;
     w->p->workers = w;
@@ -4714,8 +4595,7 @@ CHAOSI_FN void chaosi_enlist(chaosi_worker *w)
 }
 
 /* Leaves the list, and leaves this thread for the next one that goes (or the run) to join. */
-CHAOSI_FN void chaosi_retire(chaosi_worker *w, bool was_idle)
-{
+CHAOSI_FN void chaosi_retire(chaosi_worker *w, bool was_idle) {
     chaosi_proxy *p = w->p;
     chaosi_worker **link = &p->workers;
     pthread_t before = pthread_self();
@@ -4736,8 +4616,7 @@ CHAOSI_FN void chaosi_retire(chaosi_worker *w, bool was_idle)
     pthread_mutex_unlock(&p->lock);
 }
 
-static void *chaosi_worker_main(void *arg)
-{
+static void *chaosi_worker_main(void *arg) {
     chaosi_worker *w = (chaosi_worker *)arg;
     chaosi_proxy *p = w->p;
     bool idle = true;
@@ -4757,19 +4636,21 @@ static void *chaosi_worker_main(void *arg)
 }
 
 /* -- the run -- */
-CHAOSI_FN chaos_result chaosi_parse_upstream(chaosi_proxy *p, chaos_error *err)
-{
+CHAOSI_FN chaos_result chaosi_parse_upstream(chaosi_proxy *p, chaos_error *err) {
     const char *url = p->d.upstream, *rest, *slash;
     chaosi_span authority;
     char port[8] = "80";
     size_t len;
     if (!url) return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "no upstream: http://HOST[:PORT][/PREFIX]");
-    if (strncmp(url, "https://", 8) == 0) return chaosi_fail(err, CHAOS_ERR_UNSUPPORTED, "upstream %.100s: TLS is not in this version", url);
-    if (strncmp(url, "http://", 7) != 0) return chaosi_fail(err, CHAOS_ERR_ADDRESS, "upstream %.100s: must be http://HOST[:PORT][/PREFIX]", url);
+    if (strncmp(url, "https://", 8) == 0)
+        return chaosi_fail(err, CHAOS_ERR_UNSUPPORTED, "upstream %.100s: TLS is not in this version", url);
+    if (strncmp(url, "http://", 7) != 0)
+        return chaosi_fail(err, CHAOS_ERR_ADDRESS, "upstream %.100s: must be http://HOST[:PORT][/PREFIX]", url);
     rest = url + 7;
     slash = strchr(rest, '/');
     authority = chaosi_of(rest, slash ? (size_t)(slash - rest) : strlen(rest));
-    if (!chaosi_is_host(authority) || !chaosi_split_address(authority, true, p->host, sizeof p->host, port, sizeof port) || !p->host[0] || atoi(port) == 0)
+    if (!chaosi_is_host(authority) || !chaosi_split_address(authority, true, p->host, sizeof p->host, port, sizeof port) ||
+        !p->host[0] || atoi(port) == 0)
         return chaosi_fail(err, CHAOS_ERR_ADDRESS, "upstream %.100s: bad host or port", url);
     memcpy(p->host_port, authority.at, authority.len);
     len = slash ? strlen(slash) : 0;
@@ -4778,16 +4659,15 @@ CHAOSI_FN chaos_result chaosi_parse_upstream(chaosi_proxy *p, chaos_error *err)
         return chaosi_fail(err, CHAOS_ERR_ADDRESS, "upstream %.100s: the prefix must be a plain path", url);
     if (len) memcpy(p->prefix, slash, len);
     p->address_count = chaosi_resolve(p->host, port, p->addresses, CHAOSI_ADDRESSES, err);
-    return p->address_count ? CHAOS_OK : CHAOS_ERR_ADDRESS;
+    return p->address_count ? CHAOS_OK : CHAOS_ERR_UNREACHABLE;
 }
 
-CHAOSI_FN chaos_result chaosi_open_listener(chaosi_proxy *p, chaos_error *err)
-{
+CHAOSI_FN chaos_result chaosi_open_listener(chaosi_proxy *p, chaos_error *err) {
     char host[256] = "127.0.0.1", port[8] = "0", name[160];
     chaosi_address a;
     if (!chaosi_split_address(chaosi_str(p->d.listen), false, host, sizeof host, port, sizeof port))
         return chaosi_fail(err, CHAOS_ERR_ADDRESS, "listen address %.100s: must be HOST:PORT, [V6]:PORT or PORT", p->d.listen);
-    if (chaosi_resolve(host, port, &a, 1, err) == 0) return CHAOS_ERR_ADDRESS;
+    if (chaosi_resolve(host, port, &a, 1, err) == 0) return CHAOS_ERR_UNREACHABLE;
     p->listener = chaosi_listen(&a, 1024, p->d.listen, err);
     if (p->listener < 0) return CHAOS_ERR_SYSTEM;
     a.len = sizeof a.addr;
@@ -4797,20 +4677,20 @@ CHAOSI_FN chaos_result chaosi_open_listener(chaosi_proxy *p, chaos_error *err)
     return CHAOS_OK;
 }
 
-CHAOSI_FN chaos_result chaosi_limit(const char *name, int *value, int standard, int lo, int hi, chaos_error *err)
-{
+CHAOSI_FN chaos_result chaosi_limit(const char *name, int *value, int standard, int lo, int hi, chaos_error *err) {
     if (*value == 0) *value = standard;
     if (*value >= lo && *value <= hi) return CHAOS_OK;
     return chaosi_fail(err, CHAOS_ERR_RANGE, "%s is out of range: %d..%d", name, lo, hi);
 }
 
-CHAOSI_FN chaos_result chaosi_proxy_limits(chaos_proxy_desc *d, chaos_error *err)
-{
+CHAOSI_FN chaos_result chaosi_proxy_limits(chaos_proxy_desc *d, chaos_error *err) {
     struct rlimit files;
     if (!d->listen) d->listen = "127.0.0.1:0";
     if (d->drain_timeout == -1) d->drain_timeout = INT_MIN;
-    if (chaosi_limit("max_connections", &d->max_connections, 1024, 1, 1000000, err) || chaosi_limit("head_limit", &d->head_limit, 16384, 1024, 65536, err) ||
-        chaosi_limit("head_timeout", &d->head_timeout, 10000, 1, 86400000, err) || chaosi_limit("body_timeout", &d->body_timeout, 30000, 1, 86400000, err) ||
+    if (chaosi_limit("max_connections", &d->max_connections, 1024, 1, 1000000, err) ||
+        chaosi_limit("head_limit", &d->head_limit, 16384, 1024, 65536, err) ||
+        chaosi_limit("head_timeout", &d->head_timeout, 10000, 1, 86400000, err) ||
+        chaosi_limit("body_timeout", &d->body_timeout, 30000, 1, 86400000, err) ||
         chaosi_limit("idle_timeout", &d->idle_timeout, 60000, 1, 86400000, err) ||
         chaosi_limit("connect_timeout", &d->connect_timeout, 5000, 1, 86400000, err) ||
         chaosi_limit("reply_timeout", &d->reply_timeout, 60000, 1, 86400000, err))
@@ -4818,14 +4698,14 @@ CHAOSI_FN chaos_result chaosi_proxy_limits(chaos_proxy_desc *d, chaos_error *err
     if (d->drain_timeout == INT_MIN) d->drain_timeout = 0;
     else if (chaosi_limit("drain_timeout", &d->drain_timeout, 10000, 1, 86400000, err)) return CHAOS_ERR_RANGE;
     /* Two descriptors a connection, and some for everything else. */
-    if (getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur != RLIM_INFINITY && (files.rlim_cur - 32) / 2 < (rlim_t)d->max_connections)
+    if (getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur != RLIM_INFINITY &&
+        (files.rlim_cur - 32) / 2 < (rlim_t)d->max_connections)
         d->max_connections = files.rlim_cur > 34 ? (int)((files.rlim_cur - 32) / 2) : 1;
     return CHAOS_OK;
 }
 
 /* Waits until the last worker is gone, at most until the deadline. */
-CHAOSI_FN bool chaosi_wait_workers(chaosi_proxy *p, chaosi_u64 deadline)
-{
+CHAOSI_FN bool chaosi_wait_workers(chaosi_proxy *p, chaosi_u64 deadline) {
     int left;
     for (;;) {
         pthread_mutex_lock(&p->lock);
@@ -4837,11 +4717,14 @@ CHAOSI_FN bool chaosi_wait_workers(chaosi_proxy *p, chaosi_u64 deadline)
 }
 
 /* Stop: no new connections, idle ones close, the rest has until the drain is over, then its sockets are shut. */
-CHAOSI_FN void chaosi_drain_workers(chaosi_proxy *p)
-{
+CHAOSI_FN void chaosi_drain_workers(chaosi_proxy *p) {
     chaosi_worker *w;
     CHAOSI_ORDERED(&p->stopping, 1u);
     shutdown(p->listener, SHUT_RDWR);
+    pthread_mutex_lock(&p->lock);
+    for (w = p->workers; w; w = w->next)
+        if (w->client >= 0 && CHAOSI_SEQ(&w->idle)) shutdown(w->client, SHUT_RD);
+    pthread_mutex_unlock(&p->lock);
     if (!chaosi_wait_workers(p, chaosi_in(p->d.drain_timeout))) {
         pthread_mutex_lock(&p->lock);
         CHAOSI_ORDERED(&p->hard, 1u);
@@ -4856,8 +4739,7 @@ CHAOSI_FN void chaosi_drain_workers(chaosi_proxy *p)
     chaosi_pool_trim(p, 0);
 }
 
-CHAOSI_FN chaos_result chaosi_serve_all(chaosi_proxy *p, chaos_error *err)
-{
+CHAOSI_FN chaos_result chaosi_serve_all(chaosi_proxy *p, chaos_error *err) {
     p->worker_count = p->idle_count = 1;
     if (!chaosi_add_worker(p)) return chaosi_fail(err, CHAOS_ERR_MEMORY, "cannot start a worker thread");
     while (!chaosi_readable(p->c->stop[0])) {
@@ -4868,8 +4750,7 @@ CHAOSI_FN chaos_result chaosi_serve_all(chaosi_proxy *p, chaos_error *err)
     return CHAOS_OK;
 }
 
-CHAOSI_FN chaos_result chaosi_proxy_run(chaos *c, const chaos_proxy_desc *d, chaos_error *err)
-{
+CHAOSI_FN chaos_result chaosi_proxy_run(chaos *c, const chaos_proxy_desc *d, chaos_error *err) {
     chaos_proxy_desc full = *d;
     chaosi_proxy *p;
     chaos_result r = chaosi_proxy_limits(&full, err);
@@ -4897,20 +4778,17 @@ CHAOSI_FN chaos_result chaosi_proxy_run(chaos *c, const chaos_proxy_desc *d, cha
 #endif /* CHAOS_NO_PROXY */
 
 /* ==== >>public ================================================================================================ */
-CHAOSI_FN void *chaosi_malloc(void *user, size_t size)
-{
+CHAOSI_FN void *chaosi_malloc(void *user, size_t size) {
     (void)user;
     return malloc(size);
 }
 
-CHAOSI_FN void chaosi_free(void *user, void *ptr)
-{
+CHAOSI_FN void chaosi_free(void *user, void *ptr) {
     (void)user;
     free(ptr);
 }
 
-CHAOSI_FN chaosi_u64 chaosi_random(const void *salt)
-{
+CHAOSI_FN chaosi_u64 chaosi_random(const void *salt) {
     chaosi_u64 x = 0;
     FILE *f = fopen("/dev/urandom", "rb");
     if (f && fread(&x, sizeof x, 1, f) != 1) x = 0;
@@ -4921,8 +4799,7 @@ CHAOSI_FN chaosi_u64 chaosi_random(const void *salt)
 CHAOSI_FN const char *chaosi_first(const char *a, const char *b) { return a && *a ? a : b; }
 
 /* Who this process is: told, or found in the environment. */
-CHAOSI_FN void chaosi_identify(chaos *c, const chaos_desc *d)
-{
+CHAOSI_FN void chaosi_identify(chaos *c, const chaos_desc *d) {
     char host[sizeof c->instance];
     const char *task = chaosi_env("ECS_CONTAINER_METADATA_URI_V4"), *id = d->instance;
     chaosi_copy(host, sizeof host, "localhost");
@@ -4931,22 +4808,24 @@ CHAOSI_FN void chaosi_identify(chaos *c, const chaos_desc *d)
     host[sizeof host - 1] = 0;
 #endif
     if (task && strrchr(task, '/')) task = strrchr(task, '/') + 1;
-    id = chaosi_first(chaosi_first(chaosi_first(id, chaosi_env("CHAOS_INSTANCE")), chaosi_env("AWS_LAMBDA_LOG_STREAM_NAME")), chaosi_first(task, host));
+    id = chaosi_first(chaosi_first(chaosi_first(id, chaosi_env("CHAOS_INSTANCE")), chaosi_env("AWS_LAMBDA_LOG_STREAM_NAME")),
+                      chaosi_first(task, host));
     chaosi_copy(c->instance, sizeof c->instance, id);
-    chaosi_copy(c->service, sizeof c->service, chaosi_first(chaosi_first(d->service, chaosi_env("CHAOS_SERVICE")), chaosi_env("AWS_LAMBDA_FUNCTION_NAME")));
+    chaosi_copy(c->service, sizeof c->service,
+                chaosi_first(chaosi_first(d->service, chaosi_env("CHAOS_SERVICE")), chaosi_env("AWS_LAMBDA_FUNCTION_NAME")));
     c->instance_hash = chaosi_hash(chaosi_str(c->instance));
 }
 
-CHAOSI_FN chaos_result chaosi_desc_check(const chaos_desc *d, chaos_error *err)
-{
+CHAOSI_FN chaos_result chaosi_desc_check(const chaos_desc *d, chaos_error *err) {
     if (!d->alloc != !d->free) return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "alloc and free: both or neither");
-    if (d->ttl_ms && (d->ttl_ms < 10 || d->ttl_ms > 86400000)) return chaosi_fail(err, CHAOS_ERR_RANGE, "ttl_ms is out of range: 10..86400000");
-    if (d->max_stale_ms < -1 || d->max_stale_ms > 86400000) return chaosi_fail(err, CHAOS_ERR_RANGE, "max_stale_ms is out of range: -1..86400000");
+    if (d->ttl_ms && (d->ttl_ms < 10 || d->ttl_ms > 86400000))
+        return chaosi_fail(err, CHAOS_ERR_RANGE, "ttl_ms is out of range: 10..86400000");
+    if (d->max_stale_ms < -1 || d->max_stale_ms > 86400000)
+        return chaosi_fail(err, CHAOS_ERR_RANGE, "max_stale_ms is out of range: -1..86400000");
     return CHAOS_OK;
 }
 
-CHAOSI_FN bool chaosi_open_pipes(chaos *c, chaos_error *err)
-{
+CHAOSI_FN bool chaosi_open_pipes(chaos *c, chaos_error *err) {
 #ifdef CHAOSI_POSIX
     c->pid = getpid();
     c->wake[0] = c->wake[1] = c->stop[0] = c->stop[1] = c->poke[0] = c->poke[1] = -1;
@@ -4961,8 +4840,7 @@ CHAOSI_FN bool chaosi_open_pipes(chaos *c, chaos_error *err)
     return true;
 }
 
-CHAOSI_FN void chaosi_release(chaos *c)
-{
+CHAOSI_FN void chaosi_release(chaos *c) {
     chaos_desc d = c->desc;
 #ifdef CHAOSI_POSIX
     int i;
@@ -4981,8 +4859,7 @@ CHAOSI_FN void chaosi_release(chaos *c)
 }
 
 /* One block: the handle, its slots, places and bytes. */
-CHAOSI_FN chaos *chaosi_allocate(const chaos_desc *d)
-{
+CHAOSI_FN chaos *chaosi_allocate(const chaos_desc *d) {
     size_t self = (sizeof(chaos) + 63) / 64 * 64, slots = (sizeof(chaosi_slot) * CHAOSI_SLOTS + 63) / 64 * 64;
     size_t tickets = sizeof(chaosi_u32) * CHAOS_MAX_CONCURRENT;
     void *(*alloc)(void *, size_t) = d->alloc ? d->alloc : chaosi_malloc;
@@ -5000,8 +4877,7 @@ CHAOSI_FN chaos *chaosi_allocate(const chaos_desc *d)
 }
 
 /* The first config: local sources at once, others are the refresher's. */
-CHAOSI_FN void chaosi_first_config(chaos *c, const char *text)
-{
+CHAOSI_FN void chaosi_first_config(chaos *c, const char *text) {
     chaos_fetched got;
     chaos_error err;
     memset(&got, 0, sizeof got);
@@ -5019,8 +4895,7 @@ CHAOSI_FN void chaosi_first_config(chaos *c, const char *text)
     }
 }
 
-CHAOSI_FN chaos *chaosi_open(const chaos_desc *d, chaos_error *err)
-{
+CHAOSI_FN chaos *chaosi_open(const chaos_desc *d, chaos_error *err) {
     const char *text = d->config ? d->config : chaosi_env("CHAOS_CONFIG"), *disable = chaosi_env("CHAOS_DISABLE");
     chaosi_source source;
     chaos *c;
@@ -5062,16 +4937,14 @@ CHAOSI_FN chaos *chaosi_open(const chaos_desc *d, chaos_error *err)
     return c;
 }
 
-CHAOSI_FN void chaosi_disarm(chaos *c)
-{
+CHAOSI_FN void chaosi_disarm(chaos *c) {
     CHAOSI_ORDERED(&c->armed, 0u);
 #ifdef CHAOSI_POSIX
     chaosi_ring(c, c->wake[1]);
 #endif
 }
 
-CHAOSI_FN void chaosi_close(chaos *c)
-{
+CHAOSI_FN void chaosi_close(chaos *c) {
 #ifdef CHAOSI_THREADS
     CHAOSI_ORDERED(&c->closing, 1u);
     chaosi_ring(c, c->poke[1]);
@@ -5083,40 +4956,34 @@ CHAOSI_FN void chaosi_close(chaos *c)
     chaosi_release(c);
 }
 
-chaos *chaos_open(const chaos_desc *desc, chaos_error *err)
-{
+chaos *chaos_open(const chaos_desc *desc, chaos_error *err) {
     chaos_desc none;
     memset(&none, 0, sizeof none);
     return chaosi_open(desc ? desc : &none, err);
 }
 
-void chaos_close(chaos *c)
-{
+void chaos_close(chaos *c) {
     if (c) chaosi_close(c);
 }
 
-chaos_verdict chaos_decide(chaos *c, const chaos_request *req)
-{
+chaos_verdict chaos_decide(chaos *c, const chaos_request *req) {
     chaos_verdict v;
     if (CHAOSI_UNLIKELY(c && CHAOSI_LOAD(&c->armed))) chaosi_decide(c, req, &v);
     else chaosi_pass(&v);
     return v;
 }
 
-void chaos_wait(chaos *c, const chaos_verdict *v)
-{
+void chaos_wait(chaos *c, const chaos_verdict *v) {
     if (c && v->delay_us) chaosi_wait(c, chaosi_clock(false) + (chaosi_u64)v->delay_us * 1000, -1);
 }
 
-void chaos_done(chaos *c, const chaos_verdict *v, int status, unsigned long long us)
-{
+void chaos_done(chaos *c, const chaos_verdict *v, int status, unsigned long long us) {
     if (!c) return;
     if (v->ticket) chaosi_give_ticket(c, v->ticket);
     chaosi_count_outcome(c, status, us);
 }
 
-size_t chaos_verdict_body(chaos *c, const chaos_verdict *v, char *buf, size_t cap)
-{
+size_t chaos_verdict_body(chaos *c, const chaos_verdict *v, char *buf, size_t cap) {
     if (c) return chaosi_body_of(c, v, buf, cap);
     if (cap) buf[0] = 0;
     return 0;
@@ -5124,8 +4991,7 @@ size_t chaos_verdict_body(chaos *c, const chaos_verdict *v, char *buf, size_t ca
 
 int chaos_verdict_retry_after(chaos *c, const chaos_verdict *v) { return c ? chaosi_retry_after_of(c, v) : -1; }
 
-int chaos_wake_fd(chaos *c)
-{
+int chaos_wake_fd(chaos *c) {
 #ifdef CHAOSI_POSIX
     return c ? c->wake[0] : -1;
 #else
@@ -5134,8 +5000,7 @@ int chaos_wake_fd(chaos *c)
 #endif
 }
 
-chaos_result chaos_refresh(chaos *c, chaos_error *err)
-{
+chaos_result chaos_refresh(chaos *c, chaos_error *err) {
     chaos_error local;
     if (!err) err = &local;
     chaosi_no_error(err);
@@ -5144,15 +5009,13 @@ chaos_result chaos_refresh(chaos *c, chaos_error *err)
     return CHAOS_OK;
 }
 
-void chaos_off(chaos *c)
-{
+void chaos_off(chaos *c) {
     if (!c) return;
     if (!CHAOSI_SEQ(&c->killed)) CHAOSI_ORDERED(&c->killed, 1u);
     chaosi_disarm(c);
 }
 
-void chaos_stats(chaos *c, chaos_report *out)
-{
+void chaos_stats(chaos *c, chaos_report *out) {
     if (c) {
         chaosi_report(c, out);
         return;
@@ -5162,8 +5025,7 @@ void chaos_stats(chaos *c, chaos_report *out)
     chaosi_copy(out->reason, sizeof out->reason, "no handle");
 }
 
-bool chaos_get_config(chaos *c, chaos_config *out)
-{
+bool chaos_get_config(chaos *c, chaos_config *out) {
     bool good = false;
     if (!c) return false;
     CHAOSI_LOCK(&c->lock);
@@ -5173,8 +5035,7 @@ bool chaos_get_config(chaos *c, chaos_config *out)
     return good;
 }
 
-chaos_result chaos_proxy_run(chaos *c, const chaos_proxy_desc *desc, chaos_error *err)
-{
+chaos_result chaos_proxy_run(chaos *c, const chaos_proxy_desc *desc, chaos_error *err) {
     chaosi_no_error(err);
     if (!c || !desc) return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "chaos_proxy_run needs a handle and a desc");
 #ifdef CHAOS_NO_PROXY
@@ -5184,8 +5045,7 @@ chaos_result chaos_proxy_run(chaos *c, const chaos_proxy_desc *desc, chaos_error
 #endif
 }
 
-void chaos_proxy_stop(chaos *c)
-{
+void chaos_proxy_stop(chaos *c) {
 #ifdef CHAOSI_POSIX
     if (c) chaosi_ring(c, c->stop[1]);
 #else
@@ -5196,29 +5056,25 @@ void chaos_proxy_stop(chaos *c)
 
 const char *chaos_version(void) { return CHAOS_VERSION; }
 
-const char *chaos_result_text(chaos_result code)
-{
+const char *chaos_result_text(chaos_result code) {
     return (unsigned)code < CHAOS_RESULT_COUNT ? chaosi_result_texts[code] : "unknown result";
 }
 
 const char *chaos_kind_text(int kind) { return kind >= 0 && kind < CHAOS_KIND_COUNT ? chaosi_kind_texts[kind] : "unknown"; }
 
-const char *chaos_state_text(chaos_state state)
-{
+const char *chaos_state_text(chaos_state state) {
     return (unsigned)state < CHAOS_STATE_COUNT ? chaosi_state_texts[state] : "unknown";
 }
 
 chaos_result chaos_json_check(const char *text, size_t len, chaos_error *err) { return chaosi_json_check(text, len, err); }
 
-chaos_result chaos_config_parse(chaos_config *out, const char *json, size_t len, chaos_error *err)
-{
+chaos_result chaos_config_parse(chaos_config *out, const char *json, size_t len, chaos_error *err) {
     return chaosi_config_parse(out, json, len, err);
 }
 
 size_t chaos_config_format(const chaos_config *cfg, char *buf, size_t cap) { return chaosi_config_format(cfg, buf, cap); }
 
-chaos_verdict chaos_judge(const chaos_config *cfg, const chaos_request *req, unsigned long long key)
-{
+chaos_verdict chaos_judge(const chaos_config *cfg, const chaos_request *req, unsigned long long key) {
     chaos_verdict v;
     chaosi_judge(cfg, req, key, &v);
     return v;

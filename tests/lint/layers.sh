@@ -50,15 +50,26 @@ section && half == "implementation" && (section in deny) {
     }
 }
 
-# A static function declared ahead of its body hides a section that uses one below it.
+# A function may be declared ahead of its body only within its section (recursion, a printf attribute): else a section
+# could use one below it.
 half == "implementation" && !/^#/ && !continued {
     n = length($0)
     for (i = 1; i <= n; i++) {
         ch = substr($0, i, 1)
-        if (ch == "{") { depth++; statement = "" }
+        if (ch == "{") {
+            if (!depth && match(statement, /chaosi_[a-z0-9_]+[ ]*\(/)) {
+                name = substr(statement, RSTART, RLENGTH - 1)
+                if ((name in ahead) && ahead[name] != section) say(name " was declared in >>" ahead[name])
+                delete ahead[name]
+            }
+            depth++; statement = ""
+        }
         else if (ch == "}") { if (depth > 0) depth--; if (!depth) statement = "" }
         else if (!depth && ch == ";") {
-            if (statement ~ /chaosi?_[a-z0-9_]+[ ]*\(.*\)[ ]*$/ && statement !~ /typedef|=|CHAOS_API|__attribute__/) say("forward declaration:" statement)
+            if (statement !~ /typedef|=|CHAOS_API/ && match(statement, /chaosi_[a-z0-9_]+[ ]*\(/)) {
+                name = substr(statement, RSTART, RLENGTH - 1)
+                if (!(name in ahead)) ahead[name] = section
+            }
             statement = ""
         }
         else if (!depth) statement = statement ch
@@ -69,6 +80,7 @@ half == "implementation" && !/^#/ && !continued {
 
 END {
     section = "marks"
+    for (name in ahead) say(name " is declared but has no body")
     for (h in order) if (seen[h] != order[h]) say("sections of the " h " half are" seen[h] ", should be" order[h])
     exit bad
 }'

@@ -32,6 +32,5 @@ lines=$(wc -l <chaos.h)
 manual=$(awk '/^\*\// { print NR; exit } /\*\/$/ { print NR; exit }' chaos.h)
 [ "$lines" -le 5000 ] || say "chaos.h has $lines lines, 5000 at most"
 [ "$manual" -le 600 ] || say "the manual has $manual lines, 600 at most"
-[ "$(awk 'length($0) > 130' chaos.h | wc -l)" -eq 0 ] || say "chaos.h has lines over 130 columns: $(awk 'length($0) > 130 { printf "%d ", NR }' chaos.h)"
 awk '/^[a-zA-Z].*\)[ \t]*(\{)?$/ { start = NR } /^}/ { if (start && NR - start > 80) print "chaos.h:" start ": a function of " NR - start " lines"; start = 0 }' chaos.h | grep . && bad=1
 exit $bad

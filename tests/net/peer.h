@@ -430,6 +430,7 @@ static inline int peer_get(int port, const char *path, peer_message *m)
     snprintf(request, sizeof request, "GET %s HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n", path);
     peer_dial(&c, port);
     status = peer_ask(&c, m, request);
+    peer_closes(&c, PEER_MS); /* by then its upstream connection is back in the pool */
     peer_hang_up(&c);
     return status;
 }
@@ -450,6 +451,7 @@ struct peer_upstream {
     pthread_mutex_t lock;
     int accepts, open;      /* connections; all these are read with PEER_LOAD */
     int requests, complete; /* heads; heads whose body came whole */
+    int last_conn;          /* the connection, counted from 1, of the last request */
     size_t received;        /* bytes: 0 = nothing ever got here */
     bool stopping;
     peer_bytes last;      /* the last request's head */
@@ -630,6 +632,7 @@ static inline void *peer_serve_conn(void *arg)
         up->last.len = 0;
         peer_add(&up->last, m.head.data, m.head.len);
         pthread_mutex_unlock(&up->lock);
+        PEER_STORE(&up->last_conn, (int)(s - up->conns) + 1);
         PEER_ADD(&up->requests, 1);
         if (!peer_serve(s, &c, &m)) break;
     }

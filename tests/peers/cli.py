@@ -272,7 +272,7 @@ def case_check_prints_the_canonical_form():
 
 
 def case_check_says_where():
-    rows = [('{ "enabled": true,\n  "latncy": 5 }', "line 2, column 3", "latency"), ('{"latency":5.0}', "line 1, column 12", "5"),
+    rows = [('{ "enabled": true,\n  "latncy": 5 }', "line 2, column 4", "latency"), ('{"latency":5.0}', "line 1, column 12", "5"),
             ("", "line 1, column 1", ""), ("{", "line 1, column 2", ""), ('{"errorRate":101}', "line 1, column 14", "errorRate")]
     for text, where, word in rows:
         path = write("bad.json", text)
