@@ -11,7 +11,7 @@ warnings := -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wsign-conversion -Wu
 flags = -std=c99 $(warnings) -pthread $(CPPFLAGS) $(CFLAGS)
 compile = $(CC) $(flags)
 link = $(LDFLAGS) $(LDLIBS)
-version := $(shell sed -n 's/^.define CHAOS_VERSION "\(.*\)"/\1/p' chaos.h)
+version := $(shell sed -n 's/^.define CHAOS_VERSION  *"\(.*\)"/\1/p' chaos.h)
 
 programs := $(build)/chaos-proxy $(build)/chaos-upstream $(build)/chaos-middleware
 tests := $(patsubst tests/%.c,%,$(wildcard tests/unit/*.c tests/net/*.c tests/regress/*.c))
@@ -33,7 +33,7 @@ demo: all $(build)/chaos-demo
 	$(build)/chaos-demo
 
 test: all $(build)/chaos-demo $(tests:%=$(build)/tests/%)
-	@sh tests/run $(tests:%=$(build)/tests/%) tests/compile/run tests/lint/run $(peers)
+	@sh tests/run $(tests:%=$(build)/tests/%) tests/compile/run tests/compile/makefile.sh tests/lint/run $(peers)
 
 bench: all
 	@sh tests/bench/run

@@ -259,22 +259,25 @@ typedef struct chaos_report {
     unsigned long long version;  /* of the config in use; 0 = none yet */
     long long age_ms;            /* since the last successful fetch; -1 = never or not fetched (inline, env) */
     long long end_ms;            /* Unix epoch at which chaos ends; 0 = no end */
-    unsigned long long requests; /* decided while on (or dry-run); when off nothing is counted */
+    unsigned long long fetches, fetch_errors, config_errors, config_changes;
+    unsigned long long waiting;         /* in chaos_wait at this moment */
+    unsigned long long connections_now; /* proxy: open at this moment */
+    unsigned long long log_suppressed;  /* faults without a log line of their own (over 50 a second) */
+    /* Kept by each thread and summed here, in this order: */
+    unsigned long long requests;                   /* decided while on (or dry-run); when off nothing is counted */
     unsigned long long injected[CHAOS_KIND_COUNT]; /* per kind; [CHAOS_PASS] stays 0 */
     unsigned long long would_inject;               /* dry-run */
     unsigned long long excluded;                   /* spared by `exclude` when a fault would have happened */
     unsigned long long over_budget;                /* spared by maxFaults or maxConcurrent */
     unsigned long long unsupported;                /* spared because this mode cannot do that fault */
     unsigned long long delay_ms;                   /* time spent in injected delays, as waited */
-    unsigned long long waiting;                    /* in chaos_wait at this moment */
-    unsigned long long outcomes[6];                /* real outcomes told to chaos_done: other, 1xx .. 5xx */
+    unsigned long long outcomes[6];                /* real outcomes: other, 1xx .. 5xx */
     unsigned long long outcome_us;                 /* their summed durations */
-    unsigned long long fetches, fetch_errors, config_errors, config_changes;
-    unsigned long long log_lines, log_dropped, log_suppressed; /* dropped: pipe full or dead; suppressed: over 50 a second */
-    unsigned long long connections, connections_now;           /* proxy: accepted; open */
-    unsigned long long proxied;                                /* proxy: replies relayed from the upstream */
-    unsigned long long rejected;                               /* proxy: own 4xx */
-    unsigned long long upstream_errors;                        /* proxy: own 502, 504 and cut replies */
+    unsigned long long log_lines, log_dropped;     /* dropped: the pipe was full or dead */
+    unsigned long long connections;                /* proxy: accepted */
+    unsigned long long proxied;                    /* proxy: replies relayed from the upstream */
+    unsigned long long rejected;                   /* proxy: own 4xx */
+    unsigned long long upstream_errors;            /* proxy: own 502, 504 and cut replies */
 } chaos_report;
 
 typedef enum chaos_event_kind { CHAOS_EVENT_STATE, CHAOS_EVENT_CONFIG, CHAOS_EVENT_FAULT, CHAOS_EVENT_NOTE } chaos_event_kind;
@@ -2188,14 +2191,17 @@ typedef enum chaosi_loaded {
 } chaosi_loaded;
 typedef enum chaosi_news { CHAOSI_NEWS_STATE, CHAOSI_NEWS_CONFIG, CHAOSI_NEWS_FETCH_FAILED, CHAOSI_NEWS_TICK } chaosi_news;
 
-/* Counters that requests write; plain sums, read without a lock. */
-typedef struct chaosi_counters {
-    chaosi_u64 injected[CHAOS_KIND_COUNT];
-    chaosi_u64 would_inject, excluded, over_budget, unsupported, delay_ms;
-    chaosi_u64 outcomes[6], outcome_us;
-    chaosi_u64 log_lines, log_dropped, log_faults, log_summed;
-    chaosi_u64 connections, proxied, rejected, upstream_errors;
-} chaosi_counters;
+/* Counters, the words of chaos_report from `requests` on. Each thread adds to one of a few stripes, so that two threads do
+   not fight over a cache line; a reader sums the stripes. */
+#define CHAOSI_STRIPES 16
+#define CHAOSI_WORD(field) ((offsetof(chaos_report, field) - offsetof(chaos_report, requests)) / sizeof(chaosi_u64))
+#define CHAOSI_WORDS (CHAOSI_WORD(upstream_errors) + 1)
+
+typedef struct chaosi_stripe {
+    chaosi_u64 order; /* 1 for the stripe used first, and so on; 0 = not used */
+    chaosi_u64 words[CHAOSI_WORDS];
+    char gap[64];
+} chaosi_stripe;
 
 struct chaos {
     chaosi_u32 armed; /* 1 = on or dry run: all that the off path looks at */
@@ -2204,11 +2210,9 @@ struct chaos {
     chaosi_u32 modes;    /* bit k: this mode of use can do chaos_kind k */
     chaosi_u64 hot[CHAOSI_HOT_WORDS];
     chaosi_u64 instance_hash;
-    char gap1[64]; /* what every request writes stands on lines of its own */
-    chaosi_u64 requests;
-    char gap2[64];
-    chaosi_counters count;
-    chaosi_u64 log_second;
+    char gap[64]; /* what every request reads stands apart from what it writes */
+    chaosi_stripe stripes[CHAOSI_STRIPES];
+    chaosi_u64 stripe_order, log_faults, log_summed, log_second;
     chaosi_u32 log_in_second;
     chaosi_u32 waiting, connections_now;
     chaosi_u64 budget;   /* serial << 32 | faults done, for maxFaults */
@@ -2262,6 +2266,38 @@ CHAOSI_FN chaosi_u64 chaosi_now(const chaos *c, bool wall) {
 
 CHAOSI_FN chaosi_u64 chaosi_now_coarse(const chaos *c, bool wall) {
     return CHAOSI_UNLIKELY(c->desc.clock != NULL) ? c->desc.clock(c->desc.clock_user, wall) : chaosi_clock_coarse(wall);
+}
+
+/* The stripe of this thread. */
+CHAOSI_HOT chaosi_stripe *chaosi_stripe_of(chaos *c) {
+#ifdef CHAOSI_THREADS
+    pthread_t self = pthread_self(); /* opaque: hashed by its first bytes */
+    chaosi_u64 bits = 0;
+    memcpy(&bits, &self, sizeof self < sizeof bits ? sizeof self : sizeof bits);
+    return &c->stripes[bits * 0x9e3779b97f4a7c15ull >> 60];
+#else
+    return c->stripes;
+#endif
+}
+
+CHAOSI_FN void chaosi_count(chaos *c, size_t word, chaosi_u64 n) { CHAOSI_ADD(&chaosi_stripe_of(c)->words[word], n); }
+
+/* A number for each request: in one thread 1, 2, 3...; other threads count in ranges of their own. */
+CHAOSI_HOT chaosi_u64 chaosi_next_number(chaos *c) {
+    chaosi_stripe *s = chaosi_stripe_of(c);
+    chaosi_u64 order = CHAOSI_LOAD(&s->order), none = 0;
+    if (CHAOSI_UNLIKELY(!order)) {
+        order = CHAOSI_ADD(&c->stripe_order, 1u) + 1;
+        if (!CHAOSI_CAS(&s->order, &none, order)) order = none;
+    }
+    return ((order - 1) << 48) + CHAOSI_ADD(&s->words[CHAOSI_WORD(requests)], 1u);
+}
+
+CHAOSI_FN chaosi_u64 chaosi_sum(const chaos *c, size_t word) {
+    chaosi_u64 sum = 0;
+    int i;
+    for (i = 0; i < CHAOSI_STRIPES; i++) sum += CHAOSI_LOAD(&c->stripes[i].words[word]);
+    return sum;
 }
 
 /* a + b without wrapping past CHAOSI_NEVER. */
@@ -2732,6 +2768,9 @@ CHAOSI_FN bool chaosi_is_host(chaosi_span s) {
             !(c && strchr("-._~%!$&'()*+,;=:[]", c)))
             return false;
     }
+    for (i = s.len; i > 0 && s.at[i - 1] != ':' && s.at[i - 1] != ']'; i--) {}
+    while (i > 0 && s.at[i - 1] == ':' && s.len > i)
+        if (!chaosi_is_digit(s.at[--s.len])) return false;
     return s.len > 0;
 }
 
@@ -3068,11 +3107,12 @@ CHAOSI_FN void chaosi_put_framing(chaosi_out *o, bool chunked, bool has_length, 
 
 /* The field with our own element appended, or alone. */
 CHAOSI_FN void chaosi_put_appended(chaosi_out *o, const chaosi_head *h, const char *name, const char *element) {
-    chaosi_span old = chaosi_field_value(h, name);
+    int i;
     chaosi_puts(o, name);
     chaosi_puts(o, ": ");
-    if (old.at && old.len) {
-        chaosi_put_span(o, old);
+    for (i = 0; i < h->count; i++) {
+        if (!h->fields[i].value.len || !chaosi_is(h->fields[i].name, name)) continue;
+        chaosi_put_span(o, h->fields[i].value);
         chaosi_puts(o, ", ");
     }
     chaosi_puts(o, element);
@@ -3351,7 +3391,7 @@ CHAOSI_FN void chaosi_emit(chaos *c, chaosi_out *o) {
         done = fwrite(o->buf, 1, o->len, stderr) == o->len;
 #endif
     }
-    CHAOSI_ADD(done ? &c->count.log_lines : &c->count.log_dropped, 1u);
+    chaosi_count(c, done ? CHAOSI_WORD(log_lines) : CHAOSI_WORD(log_dropped), 1);
 }
 
 CHAOSI_FN void chaosi_put_str(chaosi_out *o, const char *key, const char *value) {
@@ -3373,9 +3413,9 @@ CHAOSI_FN chaosi_out chaosi_line(chaos *c, char *buf, const char *level, const c
 CHAOSI_FN bool chaosi_logs(const chaos *c) { return !c->desc.quiet; }
 
 CHAOSI_FN chaosi_u64 chaosi_all_faults(const chaos *c) {
-    chaosi_u64 sum = CHAOSI_LOAD(&c->count.would_inject);
-    int i;
-    for (i = 0; i < CHAOS_KIND_COUNT; i++) sum += CHAOSI_LOAD(&c->count.injected[i]);
+    chaosi_u64 sum = chaosi_sum(c, CHAOSI_WORD(would_inject));
+    size_t i;
+    for (i = 0; i < CHAOS_KIND_COUNT; i++) sum += chaosi_sum(c, CHAOSI_WORD(injected) + i);
     return sum;
 }
 
@@ -3402,12 +3442,12 @@ CHAOSI_FN void chaosi_log_fault(chaos *c, const chaos_verdict *v, const char *ru
 
 /* Faults that had no line of their own, since the last summary. */
 CHAOSI_FN void chaosi_log_summary(chaos *c) {
-    chaosi_u64 logged = CHAOSI_LOAD(&c->count.log_faults), summed = CHAOSI_LOAD(&c->count.log_summed);
+    chaosi_u64 logged = CHAOSI_LOAD(&c->log_faults), summed = CHAOSI_LOAD(&c->log_summed);
     chaosi_u64 all = chaosi_all_faults(c);
     char buf[CHAOSI_LINE_MAX];
     chaosi_out o;
     if (c->desc.fault_log == CHAOS_LOG_NONE || !chaosi_logs(c) || all <= logged + summed) return;
-    if (!CHAOSI_CAS(&c->count.log_summed, &summed, all - logged)) return;
+    if (!CHAOSI_CAS(&c->log_summed, &summed, all - logged)) return;
     o = chaosi_line(c, buf, "info", "summary");
     chaosi_put_number(&o, "suppressed", (long long)(all - logged - summed));
     chaosi_emit(c, &o);
@@ -3431,7 +3471,7 @@ CHAOSI_FN chaosi_u64 chaosi_age_ns(chaos *c) {
 }
 
 CHAOSI_FN void chaosi_report(chaos *c, chaos_report *out) {
-    int i;
+    size_t i;
     memset(out, 0, sizeof *out);
     CHAOSI_LOCK(&c->lock);
     out->state = chaosi_state_at(c, chaosi_now(c, false), chaosi_now(c, true), out->reason, sizeof out->reason);
@@ -3443,25 +3483,11 @@ CHAOSI_FN void chaosi_report(chaos *c, chaos_report *out) {
     out->config_errors = c->config_errors;
     out->config_changes = c->changes;
     CHAOSI_UNLOCK(&c->lock);
-    out->log_suppressed = CHAOSI_LOAD(&c->count.log_faults);
-    out->log_suppressed = chaosi_all_faults(c) - chaosi_min(out->log_suppressed, chaosi_all_faults(c));
-    out->requests = CHAOSI_LOAD(&c->requests);
-    for (i = 0; i < CHAOS_KIND_COUNT; i++) out->injected[i] = CHAOSI_LOAD(&c->count.injected[i]);
-    for (i = 0; i < 6; i++) out->outcomes[i] = CHAOSI_LOAD(&c->count.outcomes[i]);
-    out->would_inject = CHAOSI_LOAD(&c->count.would_inject);
-    out->excluded = CHAOSI_LOAD(&c->count.excluded);
-    out->over_budget = CHAOSI_LOAD(&c->count.over_budget);
-    out->unsupported = CHAOSI_LOAD(&c->count.unsupported);
-    out->delay_ms = CHAOSI_LOAD(&c->count.delay_ms);
+    for (i = 0; i < CHAOSI_WORDS; i++) (&out->requests)[i] = chaosi_sum(c, i);
     out->waiting = CHAOSI_LOAD(&c->waiting);
-    out->outcome_us = CHAOSI_LOAD(&c->count.outcome_us);
-    out->log_lines = CHAOSI_LOAD(&c->count.log_lines);
-    out->log_dropped = CHAOSI_LOAD(&c->count.log_dropped);
-    out->connections = CHAOSI_LOAD(&c->count.connections);
     out->connections_now = CHAOSI_LOAD(&c->connections_now);
-    out->proxied = CHAOSI_LOAD(&c->count.proxied);
-    out->rejected = CHAOSI_LOAD(&c->count.rejected);
-    out->upstream_errors = CHAOSI_LOAD(&c->count.upstream_errors);
+    out->log_suppressed = CHAOSI_LOAD(&c->log_faults);
+    out->log_suppressed = chaosi_all_faults(c) - chaosi_min(out->log_suppressed, chaosi_all_faults(c));
 }
 
 CHAOSI_FN void chaosi_tell_event(chaos *c, chaos_event_kind kind, const chaos_report *s, const char *reason) {
@@ -3615,26 +3641,26 @@ CHAOSI_FN void chaosi_fault_event(chaos *c, const chaos_verdict *v, bool dry_run
 CHAOSI_FN void chaosi_settle_fault(chaos *c, const chaosi_hot *hot, chaos_verdict *v, chaosi_u64 mono, const char *rule) {
     chaosi_u32 needs = 1u << v->kind | (v->bandwidth ? 1u << CHAOSI_BANDWIDTH_MODE : 0u);
     if (CHAOSI_UNLIKELY((CHAOSI_LOAD(&c->modes) & needs) != needs)) {
-        CHAOSI_ADD(&c->count.unsupported, 1u);
+        chaosi_count(c, CHAOSI_WORD(unsupported), 1);
         chaosi_spare(v);
         return;
     }
     if (!hot->dry_run && (hot->max_concurrent || hot->max_faults) && !chaosi_within_budget(c, hot, v)) {
-        CHAOSI_ADD(&c->count.over_budget, 1u);
+        chaosi_count(c, CHAOSI_WORD(over_budget), 1);
         chaosi_spare(v);
         return;
     }
     if (chaosi_may_log(c, mono)) {
-        CHAOSI_ADD(&c->count.log_faults, 1u); /* before the fault is counted: the difference is what a summary tells */
+        CHAOSI_ADD(&c->log_faults, 1u); /* before the fault is counted: the difference is what a summary tells */
         chaosi_log_fault(c, v, rule, hot->dry_run);
     }
     if (CHAOSI_UNLIKELY(c->desc.event != NULL)) chaosi_fault_event(c, v, hot->dry_run);
     if (hot->dry_run) {
-        CHAOSI_ADD(&c->count.would_inject, 1u);
+        chaosi_count(c, CHAOSI_WORD(would_inject), 1);
         chaosi_spare(v);
         return;
     }
-    CHAOSI_ADD(&c->count.injected[v->kind], 1u);
+    chaosi_count(c, CHAOSI_WORD(injected) + v->kind, 1);
 }
 
 /* The four-key config: nothing to match but the default exclude, and that only when a fault would happen. */
@@ -3674,11 +3700,11 @@ CHAOSI_FN void chaosi_decide(chaos *c, const chaos_request *req, chaos_verdict *
         return;
     }
     rule[0] = 0;
-    key = CHAOSI_ADD(&c->requests, 1u);
+    key = chaosi_next_number(c);
     key = req && req->key ? chaosi_hash(chaosi_given(req->key, req->key_len)) : chaosi_mix(c->instance_hash + key);
     excluded = hot.simple ? chaosi_judge_simple(&hot, req, key, v) : chaosi_judge_slot(c, &hot, req, key, v, rule);
     v->version = hot.version;
-    if (excluded) CHAOSI_ADD(&c->count.excluded, 1u);
+    if (excluded) chaosi_count(c, CHAOSI_WORD(excluded), 1);
     else if (chaosi_is_fault(v)) chaosi_settle_fault(c, &hot, v, mono, rule);
 }
 
@@ -3703,7 +3729,7 @@ CHAOSI_FN void chaosi_wait(chaos *c, chaosi_u64 deadline, int fd2) {
         chaosi_nap(chaosi_min(rest, 20 * CHAOSI_MS));
 #endif
     }
-    CHAOSI_ADD(&c->count.delay_ms, (chaosi_clock(false) - start) / CHAOSI_MS);
+    chaosi_count(c, CHAOSI_WORD(delay_ms), (chaosi_clock(false) - start) / CHAOSI_MS);
     CHAOSI_ENTER(&c->waiting, ~0u);
 }
 
@@ -3735,8 +3761,8 @@ CHAOSI_FN int chaosi_retry_after_of(chaos *c, const chaos_verdict *v) {
 
 /* A real outcome, one that was not injected: status (0 = none) and duration. */
 CHAOSI_FN void chaosi_count_outcome(chaos *c, int status, chaosi_u64 us) {
-    CHAOSI_ADD(&c->count.outcomes[status >= 100 && status < 600 ? status / 100 : 0], 1u);
-    CHAOSI_ADD(&c->count.outcome_us, us);
+    chaosi_count(c, CHAOSI_WORD(outcomes) + (status >= 100 && status < 600 ? (size_t)status / 100 : 0), 1);
+    chaosi_count(c, CHAOSI_WORD(outcome_us), us);
 }
 
 #ifndef CHAOS_NO_PROXY
@@ -4057,7 +4083,8 @@ CHAOSI_FN bool chaosi_bodiless(const chaosi_worker *w, int status) {
     return status < 200 || status == 204 || status == 304 || chaosi_same(w->req.method, chaosi_str("HEAD"));
 }
 
-CHAOSI_FN void chaosi_put_connection(chaosi_out *o, const chaosi_worker *w) {
+CHAOSI_FN void chaosi_put_connection(chaosi_out *o, chaosi_worker *w) {
+    w->close = w->close || CHAOSI_LOAD(&w->p->stopping);
     if (w->close) chaosi_puts(o, "Connection: close\r\n");
     else if (w->req.minor == 0) chaosi_puts(o, "Connection: keep-alive\r\n");
 }
@@ -4069,7 +4096,7 @@ CHAOSI_FN void chaosi_answer(chaosi_worker *w, int status, const char *fields, c
     snprintf(line, sizeof line, "HTTP/1.1 %d %s\r\n", status, chaosi_status_text(status));
     chaosi_puts(&o, line);
     chaosi_puts(&o, fields);
-    if (status >= 200 && status != 204) chaosi_put_framing(&o, false, true, body_len);
+    if (status != 204 && status != 304) chaosi_put_framing(&o, false, true, body_len);
     if (body_len) chaosi_puts(&o, "Content-Type: text/plain; charset=utf-8\r\n");
     chaosi_put_connection(&o, w);
     chaosi_puts(&o, "\r\n");
@@ -4084,7 +4111,7 @@ CHAOSI_FN void chaosi_refuse(chaosi_worker *w, int status, const char *error, co
     char fields[160], body[200];
     int n = snprintf(body, sizeof body, "chaos-proxy: %s\n", why);
     snprintf(fields, sizeof fields, "Proxy-Status: chaos; error=%s\r\n", error);
-    CHAOSI_ADD(status < 500 || status == 501 || status == 505 ? &w->p->c->count.rejected : &w->p->c->count.upstream_errors, 1u);
+    chaosi_count(w->p->c, status < 500 || status == 501 || status == 505 ? CHAOSI_WORD(rejected) : CHAOSI_WORD(upstream_errors), 1);
     w->close = w->lingers = true;
     if (w->replied) return;
     chaosi_answer(w, status, fields, body, (size_t)n);
@@ -4222,7 +4249,7 @@ CHAOSI_FN void chaosi_inject_status(chaosi_worker *w) {
     int n = snprintf(fields, sizeof fields, "X-Chaos-Injected: %s\r\nCache-Control: no-store\r\n",
                      chaos_kind_text(w->verdict.kind));
     if (after >= 0) snprintf(fields + n, sizeof fields - (size_t)n, "Retry-After: %d\r\n", after);
-    if (w->verdict.status == 204 || w->verdict.status == 304) len = 0;
+    if (w->verdict.status == 204 || w->verdict.status == 205 || w->verdict.status == 304) len = 0;
     chaosi_answer(w, w->verdict.status, fields, body, len);
 }
 
@@ -4303,6 +4330,7 @@ typedef enum chaosi_outcome {
     CHAOSI_TIMED_OUT,
     CHAOSI_BAD_REPLY,
     CHAOSI_BAD_BODY,
+    CHAOSI_SLOW_CLIENT,
     CHAOSI_CLIENT_GONE
 } chaosi_outcome;
 
@@ -4332,7 +4360,7 @@ CHAOSI_FN chaosi_outcome chaosi_ask_upstream(chaosi_worker *w, int *head_len) {
         if (moved != w->up.moved) deadline = chaosi_in(chaosi_flow_over(&w->up) ? d->reply_timeout : d->body_timeout);
         if (!chaosi_flow_over(&w->up) || w->rep_len) {
             r = chaosi_flows_wait(w, true, deadline);
-            if (r == 0) return CHAOSI_TIMED_OUT;
+            if (r == 0) return chaosi_flow_wants_bytes(&w->up) ? CHAOSI_SLOW_CLIENT : CHAOSI_TIMED_OUT;
             if (!(r & 4)) continue;
         }
         r = chaosi_final_head(w, head_len);
@@ -4372,6 +4400,7 @@ CHAOSI_FN void chaosi_refuse_outcome(chaosi_worker *w, chaosi_outcome outcome) {
         chaosi_refuse(w, 502, "http_protocol_error", "the upstream's reply is not valid HTTP, or was cut");
         break;
     case CHAOSI_BAD_BODY: chaosi_refuse(w, 400, "http_request_error", "the request body is not valid chunked coding"); break;
+    case CHAOSI_SLOW_CLIENT: chaosi_refuse(w, 408, "http_request_error", "the request body took too long"); break;
     case CHAOSI_FAILED_UPSTREAM: chaosi_refuse(w, 502, "connection_terminated", "the upstream closed without a reply"); break;
     default: w->close = true;
     }
@@ -4453,9 +4482,9 @@ CHAOSI_FN bool chaosi_relay(chaosi_worker *w, int head_len) {
     }
     w->replied = true;
     whole = chaosi_stream(w);
-    CHAOSI_ADD(whole ? &w->p->c->count.proxied : &w->p->c->count.upstream_errors, 1u);
+    chaosi_count(w->p->c, whole ? CHAOSI_WORD(proxied) : CHAOSI_WORD(upstream_errors), 1);
     if (whole && w->up.done && !down->len && body != CHAOSI_BODY_CLOSE && w->reply.keep_alive) chaosi_pool_put(w);
-    if (!whole && body == CHAOSI_BODY_CLOSE) chaosi_make_reset(w->client); /* a cut message must look cut */
+    if (!whole && body != CHAOSI_BODY_LENGTH && !down->chunk_out) chaosi_make_reset(w->client); /* a cut message must look cut */
     return whole && !w->close;
 }
 
@@ -4498,7 +4527,7 @@ CHAOSI_FN bool chaosi_serve_one(chaosi_worker *w) {
 }
 
 CHAOSI_FN void chaosi_serve(chaosi_worker *w) {
-    CHAOSI_ADD(&w->p->c->count.connections, 1u);
+    chaosi_count(w->p->c, CHAOSI_WORD(connections), 1);
     CHAOSI_ADD(&w->p->c->connections_now, 1u);
     w->in_len = 0;
     while (chaosi_serve_one(w)) {}
@@ -4754,23 +4783,28 @@ CHAOSI_FN chaos_result chaosi_proxy_run(chaos *c, const chaos_proxy_desc *d, cha
     chaos_proxy_desc full = *d;
     chaosi_proxy *p;
     chaos_result r = chaosi_proxy_limits(&full, err);
+    chaosi_u32 idle_modes = CHAOSI_MODES_IN_PROCESS;
     size_t self = (sizeof *p + 63) / 64 * 64;
     if (r != CHAOS_OK) return r;
+    if (!CHAOSI_CAS(&c->modes, &idle_modes, CHAOSI_MODES_PROXY))
+        return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "a proxy runs on this handle already");
     p = (chaosi_proxy *)c->desc.alloc(c->desc.alloc_user, self + sizeof(chaosi_idle) * (size_t)full.max_connections);
-    if (!p) return chaosi_fail(err, CHAOS_ERR_MEMORY, "out of memory");
+    if (!p) {
+        CHAOSI_ORDERED(&c->modes, CHAOSI_MODES_IN_PROCESS);
+        return chaosi_fail(err, CHAOS_ERR_MEMORY, "out of memory");
+    }
     memset(p, 0, sizeof *p);
     p->c = c;
     p->d = full;
     p->listener = -1;
     p->pool = (chaosi_idle *)(void *)((char *)p + self);
     pthread_mutex_init(&p->lock, NULL);
-    CHAOSI_STORE(&c->modes, CHAOSI_MODES_PROXY);
     r = chaosi_parse_upstream(p, err);
     if (r == CHAOS_OK) r = chaosi_open_listener(p, err);
     if (r == CHAOS_OK) r = chaosi_serve_all(p, err);
     if (p->listener >= 0) close(p->listener);
-    CHAOSI_STORE(&c->modes, CHAOSI_MODES_IN_PROCESS);
     chaosi_drain(c, c->stop[0]);
+    CHAOSI_ORDERED(&c->modes, CHAOSI_MODES_IN_PROCESS);
     pthread_mutex_destroy(&p->lock);
     c->desc.free(c->desc.alloc_user, p);
     return r;

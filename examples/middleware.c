@@ -27,24 +27,21 @@ static chaos *faults;
 static int listener;
 static int stopping; /* atomic */
 
-static unsigned long long now_us(void)
-{
+static unsigned long long now_us(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (unsigned long long)t.tv_sec * 1000000 + (unsigned long long)t.tv_nsec / 1000;
 }
 
 /* The service itself, which knows nothing of chaos. */
-static int handle(const char *path, char *body, size_t cap)
-{
+static int handle(const char *path, char *body, size_t cap) {
     bool found = !strcmp(path, "/") || !strcmp(path, "/healthz");
     snprintf(body, cap, found ? "hello from the handler\n" : "no such path\n");
     return found ? 200 : 404;
 }
 
 /* chaos asks for headers by lower-case name only when a rule looks at them. */
-static const char *find_header(void *user, const char *name, size_t *len)
-{
+static const char *find_header(void *user, const char *name, size_t *len) {
     const char *line = strstr((const char *)user, "\r\n");
     size_t n = strlen(name);
     for (; line; line = strstr(line + 2, "\r\n")) {
@@ -58,9 +55,7 @@ static const char *find_header(void *user, const char *name, size_t *len)
 }
 
 /* The middleware: verdict, delay, handler, reply. Returns the status; extra gets the header lines of a fault. */
-static int answer(char *head, const char *method, const char *path, char *body, size_t cap, char *extra,
-                  size_t extra_cap)
-{
+static int answer(char *head, const char *method, const char *path, char *body, size_t cap, char *extra, size_t extra_cap) {
     unsigned long long start;
     chaos_request request = {0};
     chaos_verdict verdict;
@@ -89,8 +84,7 @@ static int answer(char *head, const char *method, const char *path, char *body, 
 }
 
 /* Requests of one connection, one after the other; bodies are not read, so a request with one is the last. */
-static void serve(int fd)
-{
+static void serve(int fd) {
     char head[8192], method[16], path[1024], body[2048], extra[256], reply[4096];
     size_t len = 0;
     bool keep = true;
@@ -111,9 +105,8 @@ static void serve(int fd)
                !find_header(head, "content-length", &unused) && !find_header(head, "transfer-encoding", &unused) &&
                !__atomic_load_n(&stopping, __ATOMIC_RELAXED);
         status = answer(head, method, path, body, sizeof body, extra, sizeof extra);
-        n = snprintf(reply, sizeof reply,
-                     "HTTP/1.1 %d %s\r\nContent-Type: text/plain\r\nContent-Length: %zu\r\n%s%s\r\n%s", status,
-                     status < 400 ? "OK" : "Error", strlen(body), extra, keep ? "" : "Connection: close\r\n",
+        n = snprintf(reply, sizeof reply, "HTTP/1.1 %d %s\r\nContent-Type: text/plain\r\nContent-Length: %zu\r\n%s%s\r\n%s",
+                     status, status < 400 ? "OK" : "Error", strlen(body), extra, keep ? "" : "Connection: close\r\n",
                      strcmp(method, "HEAD") ? body : "");
         if (send(fd, reply, (size_t)n, 0) != n) return;
         len -= (size_t)(end + 4 - head);
@@ -121,8 +114,7 @@ static void serve(int fd)
     }
 }
 
-static void *work(void *unused)
-{
+static void *work(void *unused) {
     struct timeval idle = {IDLE_SECONDS, 0};
     while (!__atomic_load_n(&stopping, __ATOMIC_RELAXED)) {
         int fd = accept(listener, NULL, NULL);
@@ -134,8 +126,7 @@ static void *work(void *unused)
     return unused;
 }
 
-static int listen_on(const char *where, struct sockaddr_in *addr)
-{
+static int listen_on(const char *where, struct sockaddr_in *addr) {
     const char *colon = strrchr(where, ':');
     char host[64] = "127.0.0.1";
     int one = 1, fd = socket(AF_INET, SOCK_STREAM, 0);
@@ -149,8 +140,7 @@ static int listen_on(const char *where, struct sockaddr_in *addr)
     return getsockname(fd, (struct sockaddr *)addr, &len) ? -1 : fd;
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     const char *where = argc == 3 && !strcmp(argv[1], "--listen") ? argv[2] : "127.0.0.1:0";
     struct sockaddr_in addr = {0};
     pthread_t workers[WORKERS];

@@ -37,7 +37,7 @@ typedef struct setting {
 } setting;
 
 /* The one table: flags, environment variables, help and parser are all made from it. */
-#define DAY 86400000
+#define DAY       86400000
 #define AT(field) offsetof(settings, field)
 static const setting table[] = {
     {"--listen", "ADDR:PORT", TEXT, AT(proxy.listen), 0, 0, "where to listen [127.0.0.1:0, a free port]"},
@@ -67,8 +67,7 @@ static const setting table[] = {
 __attribute__((format(printf, 2, 3), noreturn))
 #endif
 static void
-fail(int code, const char *format, ...)
-{
+fail(int code, const char *format, ...) {
     va_list args;
     fprintf(stderr, "chaos-proxy: ");
     va_start(args, format);
@@ -79,8 +78,7 @@ fail(int code, const char *format, ...)
 }
 
 /* CHAOS_HEAD_TIMEOUT for --head-timeout. */
-static const char *variable(const setting *s, char out[32])
-{
+static const char *variable(const setting *s, char out[32]) {
     size_t i;
     int n = snprintf(out, 32, "CHAOS_%s", s->flag + 2);
     for (i = 6; i < (size_t)n; i++) out[i] = (char)(out[i] == '-' ? '_' : toupper((unsigned char)out[i]));
@@ -88,8 +86,7 @@ static const char *variable(const setting *s, char out[32])
 }
 
 /* A whole number, with a unit when it is a time: 250ms, 2s, 5m. -1 = not one, or more than an int holds. */
-static int number(const char *text, bool time)
-{
+static int number(const char *text, bool time) {
     long long n = 0;
     const char *p = text;
     while (isdigit((unsigned char)*p) && n <= INT_MAX) n = n * 10 + (*p++ - '0');
@@ -101,8 +98,7 @@ static int number(const char *text, bool time)
 }
 
 /* Stores one value; origin is how the user wrote the setting, for the message. */
-static void set(settings *out, const setting *s, const char *origin, const char *value)
-{
+static void set(settings *out, const setting *s, const char *origin, const char *value) {
     void *at = (char *)out + s->at;
     bool time = s->kind == TIME || s->kind == TIME0;
     if (s->kind == TEXT) {
@@ -114,17 +110,14 @@ static void set(settings *out, const setting *s, const char *origin, const char 
     } else {
         int n = number(value, time);
         if (n < 0)
-            fail(2, "%s: '%s' is not a %s", origin, value,
-                 time ? "time: write 250ms, 2s, 5m or milliseconds" : "number");
-        if (n < s->min || n > s->max)
-            fail(2, "%s: %s is not in %d..%d%s", origin, value, s->min, s->max, time ? " ms" : "");
+            fail(2, "%s: '%s' is not a %s", origin, value, time ? "time: write 250ms, 2s, 5m or milliseconds" : "number");
+        if (n < s->min || n > s->max) fail(2, "%s: %s is not in %d..%d%s", origin, value, s->min, s->max, time ? " ms" : "");
         if (s->kind == TIME0 && n == 0) n = -1;
         memcpy(at, &n, sizeof n);
     }
 }
 
-static const setting *find(const char *flag, size_t len)
-{
+static const setting *find(const char *flag, size_t len) {
     size_t i;
     for (i = 0; i < SETTINGS; i++)
         if (strlen(table[i].flag) == len && !strncmp(table[i].flag, flag, len)) return &table[i];
@@ -132,8 +125,7 @@ static const setting *find(const char *flag, size_t len)
 }
 
 /* Flags first, as --flag VALUE or --flag=VALUE; then the variables of those that were not given. */
-static void read_settings(settings *out, int argc, char **argv)
-{
+static void read_settings(settings *out, int argc, char **argv) {
     bool given[SETTINGS] = {false};
     char name[32];
     size_t n;
@@ -142,8 +134,7 @@ static void read_settings(settings *out, int argc, char **argv)
         const char *flag = argv[i], *value;
         size_t len = strcspn(flag, "=");
         const setting *s;
-        if (strncmp(flag, "--", 2))
-            fail(2, "unexpected argument '%s': settings are written --flag VALUE (see --help)", flag);
+        if (strncmp(flag, "--", 2)) fail(2, "unexpected argument '%s': settings are written --flag VALUE (see --help)", flag);
         s = find(flag, len);
         value = flag[len] ? flag + len + 1 : NULL;
         if (!*s->value && value) fail(2, "%s takes no value", s->flag);
@@ -159,27 +150,23 @@ static void read_settings(settings *out, int argc, char **argv)
     }
 }
 
-static int print_help(void)
-{
+static int print_help(void) {
     char name[32];
     size_t i;
-    printf(
-        "usage: chaos-proxy --upstream URL [--listen ADDR:PORT] [--config SOURCE] ...\n\n"
-        "Each flag can also be given as the variable beside it; the flag wins. TIME is 250ms, 2s, 5m or milliseconds.\n\n");
+    printf("usage: chaos-proxy --upstream URL [--listen ADDR:PORT] [--config SOURCE] ...\n\n"
+           "Each flag can also be given as the variable beside it; the flag wins. TIME is 250ms, 2s, 5m or milliseconds.\n\n");
     for (i = 0; i < SETTINGS; i++) {
         const setting *s = &table[i];
         int n = printf("  %s %s", s->flag, s->value);
         printf("%*s%-22s %s\n", 28 - n, "", s->kind == COMMAND ? "" : variable(s, name), s->help);
     }
-    printf(
-        "\nSignals: SIGUSR1 chaos off now, until restart; SIGHUP read the config now; SIGTERM, SIGINT drain and stop.\n"
-        "CHAOS_DISABLE=1 in the environment keeps chaos off whatever the config says.\n");
+    printf("\nSignals: SIGUSR1 chaos off now, until restart; SIGHUP read the config now; SIGTERM, SIGINT drain and stop.\n"
+           "CHAOS_DISABLE=1 in the environment keeps chaos off whatever the config says.\n");
     return 0;
 }
 
 /* Reads what --config names, as the proxy would; more than fits makes the parser say "too large". */
-static size_t read_config(const char *source, char *buf, size_t cap)
-{
+static size_t read_config(const char *source, char *buf, size_t cap) {
     FILE *file;
     size_t len;
     if (strncmp(source, "file:", 5)) {
@@ -199,18 +186,13 @@ static size_t read_config(const char *source, char *buf, size_t cap)
 }
 
 /* The name of the source for messages; an inline config is not repeated in them. */
-static const char *source_name(const char *source)
-{
+static const char *source_name(const char *source) {
     return strncmp(source, "file:", 5) && strncmp(source, "env:", 4) ? "--config" : source;
 }
 
-static bool is_json(const char *source)
-{
-    return source[strspn(source, " \t\r\n")] == '{';
-}
+static bool is_json(const char *source) { return source[strspn(source, " \t\r\n")] == '{'; }
 
-static void parse_or_fail(chaos_config *config, const char *source, int code)
-{
+static void parse_or_fail(chaos_config *config, const char *source, int code) {
     static char text[CHAOS_CONFIG_INPUT_MAX + 1];
     chaos_error err;
     size_t len = read_config(source, text, sizeof text);
@@ -218,8 +200,7 @@ static void parse_or_fail(chaos_config *config, const char *source, int code)
     fail(code, "%s: line %u, column %u: %s", source_name(source), err.line, err.column, err.text);
 }
 
-static int check(const settings *s)
-{
+static int check(const settings *s) {
     static chaos_config config;
     static char text[CHAOS_CONFIG_INPUT_MAX + 1];
     const char *source = s->chaos.config;
@@ -241,8 +222,7 @@ typedef struct watcher {
     int done; /* atomic: the proxy has ended */
 } watcher;
 
-static void *watch(void *arg)
-{
+static void *watch(void *arg) {
     watcher *w = (watcher *)arg;
     int sig;
     while (!sigwait(&w->signals, &sig) && !__atomic_load_n(&w->done, __ATOMIC_ACQUIRE)) {
@@ -253,36 +233,31 @@ static void *watch(void *arg)
     return NULL;
 }
 
-static void watch_start(watcher *w, chaos *faults)
-{
+static void watch_start(watcher *w, chaos *faults) {
     int error;
     w->faults = faults;
     error = pthread_create(&w->thread, NULL, watch, w);
     if (error) fail(1, "cannot start a thread: %s", strerror(error));
 }
 
-static void watch_end(watcher *w, int wake)
-{
+static void watch_end(watcher *w, int wake) {
     __atomic_store_n(&w->done, 1, __ATOMIC_RELEASE);
     pthread_kill(w->thread, wake);
     pthread_join(w->thread, NULL);
 }
 
-static void on_listening(void *user, const char *address)
-{
+static void on_listening(void *user, const char *address) {
     (void)user;
     printf("chaos-proxy listening on %s\n", address);
     fflush(stdout);
 }
 
 /* A setting the header refused, or something it could not do? */
-static int exit_code(chaos_result r)
-{
+static int exit_code(chaos_result r) {
     return r == CHAOS_ERR_MEMORY || r == CHAOS_ERR_SYSTEM || r == CHAOS_ERR_UNREACHABLE ? 1 : 2;
 }
 
-static int run(settings *s)
-{
+static int run(settings *s) {
     static chaos_config config;
     static watcher stop, reread;
     chaos_error err;
@@ -314,8 +289,7 @@ static int run(settings *s)
     return 0;
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     static settings s;
     read_settings(&s, argc, argv);
     if (s.help) return print_help();

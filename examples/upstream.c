@@ -36,8 +36,7 @@ typedef struct client {
     char buf[HEAD_MAX + 1];
 } client;
 
-static bool send_all(client *c, const char *data, size_t len)
-{
+static bool send_all(client *c, const char *data, size_t len) {
     while (len) {
         ssize_t n = send(c->fd, data, len, 0);
         if (n <= 0) return false;
@@ -48,8 +47,7 @@ static bool send_all(client *c, const char *data, size_t len)
 }
 
 /* Reads until the blank line; false = the client is gone, or its head is too long for this service. */
-static bool read_head(client *c)
-{
+static bool read_head(client *c) {
     char *end;
     c->buf[c->len] = 0;
     while (!(end = strstr(c->buf, "\r\n\r\n"))) {
@@ -64,8 +62,7 @@ static bool read_head(client *c)
 }
 
 /* The value of a header as it stands in the head, up to its line's end; NULL = not there. */
-static const char *header(const client *c, const char *name)
-{
+static const char *header(const client *c, const char *name) {
     const char *line = strstr(c->buf, "\r\n");
     size_t len = strlen(name);
     for (; line; line = strstr(line + 2, "\r\n")) {
@@ -76,15 +73,13 @@ static const char *header(const client *c, const char *name)
     return NULL;
 }
 
-static long number(const char *text, long max)
-{
+static long number(const char *text, long max) {
     long n = text ? strtol(text, NULL, 10) : 0;
     return n < 0 ? 0 : n > max ? max : n;
 }
 
 /* A reply head; length -1 = chunked. A text, if any, goes out in the same packet. */
-static bool send_head(client *c, const char *status, long length, const char *text)
-{
+static bool send_head(client *c, const char *status, long length, const char *text) {
     char out[512], framing[64] = "Transfer-Encoding: chunked";
     int n;
     if (length >= 0) snprintf(framing, sizeof framing, "Content-Length: %ld", length);
@@ -93,14 +88,12 @@ static bool send_head(client *c, const char *status, long length, const char *te
     return send_all(c, out, (size_t)n);
 }
 
-static bool send_text(client *c, const char *status, const char *text)
-{
+static bool send_text(client *c, const char *status, const char *text) {
     return send_head(c, status, (long)strlen(text), text);
 }
 
 /* N bytes of a pattern that shows a byte lost or doubled: the letters a to z over and over. */
-static bool send_bytes(client *c, long count, bool chunked)
-{
+static bool send_bytes(client *c, long count, bool chunked) {
     char block[BLOCK], size[32];
     long done, n;
     if (!send_head(c, "200 OK", chunked ? -1 : count, "")) return false;
@@ -108,16 +101,14 @@ static bool send_bytes(client *c, long count, bool chunked)
     for (n = 0; n < BLOCK; n++) block[n] = (char)('a' + n % 26);
     for (done = 0; done < count; done += n) {
         n = count - done < BLOCK ? count - done : BLOCK;
-        if (chunked && !send_all(c, size, (size_t)snprintf(size, sizeof size, "%lx\r\n", (unsigned long)n)))
-            return false;
+        if (chunked && !send_all(c, size, (size_t)snprintf(size, sizeof size, "%lx\r\n", (unsigned long)n))) return false;
         if (!send_all(c, block, (size_t)n) || (chunked && !send_all(c, "\r\n", 2))) return false;
     }
     return !chunked || send_all(c, "0\r\n\r\n", 5);
 }
 
 /* Takes the request body off the connection; with echo it goes back as it comes. Keeps pipelined bytes in buf. */
-static bool pass_body(client *c, long len, bool echo)
-{
+static bool pass_body(client *c, long len, bool echo) {
     size_t at = c->head_len;
     const char *expect = header(c, "expect");
     if (expect && !strncasecmp(expect, "100-", 4) && !send_all(c, "HTTP/1.1 100 Continue\r\n\r\n", 25)) return false;
@@ -139,8 +130,7 @@ static bool pass_body(client *c, long len, bool echo)
     return true;
 }
 
-static bool answer(client *c, const char *path)
-{
+static bool answer(client *c, const char *path) {
     if (!strcmp(path, "/")) return send_text(c, "200 OK", "hello from chaos-upstream\n");
     if (!strcmp(path, "/healthz")) return send_text(c, "200 OK", "ok\n");
     if (!strncmp(path, "/bytes/", 7)) return send_bytes(c, number(path + 7, BODY_MAX), false);
@@ -155,8 +145,7 @@ static bool answer(client *c, const char *path)
 }
 
 /* One request and its reply; false = the connection ends. */
-static bool serve_one(client *c)
-{
+static bool serve_one(client *c) {
     char method[16], path[256], minor;
     const char *connection;
     long length;
@@ -175,8 +164,7 @@ static bool serve_one(client *c)
     return (echo || answer(c, path)) && c->keep;
 }
 
-static void *serve(void *arg)
-{
+static void *serve(void *arg) {
     client *c = (client *)arg;
     while (serve_one(c)) continue;
     close(c->fd);
@@ -184,8 +172,7 @@ static void *serve(void *arg)
     return NULL;
 }
 
-static int listen_on(const char *where, struct sockaddr_in *addr)
-{
+static int listen_on(const char *where, struct sockaddr_in *addr) {
     char host[64] = "127.0.0.1";
     const char *colon = strrchr(where, ':');
     int one = 1, fd = socket(AF_INET, SOCK_STREAM, 0);
@@ -200,8 +187,7 @@ static int listen_on(const char *where, struct sockaddr_in *addr)
     return getsockname(fd, (struct sockaddr *)addr, &len) ? -1 : fd;
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     const char *where = argc == 3 && !strcmp(argv[1], "--listen") ? argv[2] : "127.0.0.1:0";
     struct sockaddr_in addr;
     char host[INET_ADDRSTRLEN];
@@ -210,8 +196,7 @@ int main(int argc, char **argv)
     signal(SIGPIPE, SIG_IGN); /* a client that hangs up is no reason to end */
     fd = listen_on(where, &addr);
     if (fd < 0) return fprintf(stderr, "chaos-upstream: cannot listen on %s\n", where), 1;
-    printf("chaos-upstream listening on %s:%d\n", inet_ntop(AF_INET, &addr.sin_addr, host, sizeof host),
-           ntohs(addr.sin_port));
+    printf("chaos-upstream listening on %s:%d\n", inet_ntop(AF_INET, &addr.sin_addr, host, sizeof host), ntohs(addr.sin_port));
     fflush(stdout);
     for (;;) {
         pthread_t thread;

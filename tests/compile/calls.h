@@ -6,8 +6,7 @@
 #define CALLS_NEED(condition) \
     if (!(condition)) return __LINE__
 
-static int calls_config(void)
-{
+static int calls_config(void) {
     static const char good[] = "{ \"enabled\": true, \"errorRate\": 100, \"errorStatus\": 503 }";
     static chaos_config config;
     char text[256];
@@ -36,8 +35,7 @@ static int calls_config(void)
 
 #ifdef CHAOS_COMPILE_OUT
 /* Every injection point is there, typed, and does nothing. */
-static int calls_handle(void)
-{
+static int calls_handle(void) {
     chaos_error error;
     chaos_report report;
     char body[4];
@@ -59,8 +57,7 @@ static int calls_handle(void)
     return 0;
 }
 #else
-static int calls_handle(void)
-{
+static int calls_handle(void) {
     static chaos_desc desc; /* all zero */
     static chaos_config config;
     chaos_error error;
@@ -109,8 +106,7 @@ static int calls_handle(void)
 }
 #endif
 
-static int calls(void)
-{
+static int calls(void) {
     int line = calls_config();
     return line ? line : calls_handle();
 }

@@ -2,8 +2,7 @@
 #include "calls.h"
 #include <stdio.h>
 
-int main(void)
-{
+int main(void) {
     int line = calls();
     if (line) printf("calls.h:%d does not hold\n", line);
     return line ? 1 : 0;

@@ -7,9 +7,7 @@
 #ifdef __cplusplus
 extern "C"
 #endif
-int other_file(void);
+    int
+    other_file(void);
 
-int other_file(void)
-{
-    return calls();
-}
+int other_file(void) { return calls(); }

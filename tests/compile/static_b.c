@@ -6,9 +6,7 @@
 #ifdef __cplusplus
 extern "C"
 #endif
-int other_file(void);
+    int
+    other_file(void);
 
-int main(void)
-{
-    return calls() || other_file();
-}
+int main(void) { return calls() || other_file(); }

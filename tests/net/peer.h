@@ -634,7 +634,7 @@ static inline void *peer_serve_conn(void *arg)
         pthread_mutex_unlock(&up->lock);
         PEER_STORE(&up->last_conn, (int)(s - up->conns) + 1);
         PEER_ADD(&up->requests, 1);
-        if (!peer_serve(s, &c, &m)) break;
+        if (!peer_serve(s, &c, &m) || strstr(m.head.data, "\r\nConnection: close\r\n")) break;
     }
     peer_message_free(&m);
     peer_free(&c.in);

@@ -1342,7 +1342,7 @@ static void case_bad_descs_are_named(void)
     snprintf(address, sizeof address, "127.0.0.1:%d", port);
     d = good;
     d.listen = address;
-    check_bad_desc(&rig, d, CHAOS_ERR_SYSTEM, "bind");
+    check_bad_desc(&rig, d, CHAOS_ERR_SYSTEM, "listen on");
     close(busy);
     CHECK_INT(chaos_proxy_run(NULL, &good, NULL), CHAOS_ERR_ARGUMENT);
     CHECK_INT(chaos_proxy_run(rig.c, NULL, NULL), CHAOS_ERR_ARGUMENT);

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 BUILD = os.environ.get("CHAOS_BUILD", os.path.join(TOP, "build"))
@@ -203,7 +204,7 @@ def case_version():
     got = run("--version", env={"CHAOS_TTL": "wrong"})  # a bad variable must not hide the version
     equal((got.returncode, got.stderr), (0, ""))
     with open(os.path.join(TOP, "chaos.h")) as header:
-        version = re.search(r'#define CHAOS_VERSION "(.*)"', header.read()).group(1)
+        version = re.search(r'#define CHAOS_VERSION +"(.*)"', header.read()).group(1)
     equal(got.stdout.splitlines()[0], "chaos-proxy " + version)
     for word in ("inline", "env", "file", "ssm", "appconfig", "not in this version"):
         assert word in got.stdout, got.stdout
@@ -566,10 +567,8 @@ def main():
                     print("ok   %s %.2f s" % (name, time.monotonic() - begin))
             except Exception as error:  # any failure of a case is reported, and the next one runs
                 failed += 1
-                where = error.__traceback__
-                while where.tb_next and where.tb_next.tb_frame.f_code is not case.__code__ and where.tb_frame.f_code is not case.__code__:
-                    where = where.tb_next
-                print("FAIL %s line %d: %s: %s" % (name, where.tb_lineno, type(error).__name__, error))
+                line = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.name == name]
+                print("FAIL %s line %s: %s: %s" % (name, line, type(error).__name__, error))
             sys.stdout.flush()
     for process in started:
         if process.poll() is None:
