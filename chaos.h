@@ -220,7 +220,7 @@ typedef struct chaos_verdict {
     unsigned char after; /* 1 = run the handler first, then replace its reply */
     unsigned short status;
     unsigned delay_us;
-    short rule;             /* index of the rule, -1 = top level */
+    unsigned short rule;    /* 0 = top level, n = rules[n - 1] */
     unsigned short roll;    /* 0..9999: the error roll, compared with errorRate * 100 */
     unsigned bandwidth;     /* KiB/s of the reply body, 0 = not paced */
     unsigned version;       /* config version, cut to 32 bits */
@@ -255,10 +255,10 @@ typedef enum chaos_state { CHAOS_STATES(CHAOS_STATE_CODE) CHAOS_STATE_COUNT } ch
 /* A snapshot of the counters and the state. Counters run from chaos_open and only grow. */
 typedef struct chaos_report {
     chaos_state state;
-    char reason[200];            /* why this state, in words */
-    unsigned long long version;  /* of the config in use; 0 = none yet */
-    long long age_ms;            /* since the last successful fetch; -1 = never or not fetched (inline, env) */
-    long long end_ms;            /* Unix epoch at which chaos ends; 0 = no end */
+    char reason[200];           /* why this state, in words */
+    unsigned long long version; /* of the config in use; 0 = none yet */
+    long long age_ms;           /* since the last successful fetch; -1 = never or not fetched (inline, env) */
+    long long end_ms;           /* Unix epoch at which chaos ends; 0 = no end */
     unsigned long long fetches, fetch_errors, config_errors, config_changes;
     unsigned long long waiting;         /* in chaos_wait at this moment */
     unsigned long long connections_now; /* proxy: open at this moment */
@@ -968,7 +968,7 @@ CHAOSI_FN chaosi_token chaosi_json_skip(chaosi_json *j) {
     return t;
 }
 
-CHAOSI_FN chaos_result chaosi_json_check(const char *text, size_t len, chaos_error *err) {
+chaos_result chaos_json_check(const char *text, size_t len, chaos_error *err) {
     chaosi_json j = chaosi_json_begin(text, len, err);
     chaosi_token t;
     chaosi_no_error(err);
@@ -1117,11 +1117,13 @@ typedef struct chaosi_parse {
 /* An error at the last token, or at `at` when it is not SIZE_MAX, naming the rule it is in. */
 CHAOSI_COLD chaos_result chaosi_bad(chaosi_parse *p, chaos_result code, const char *fmt, ...) CHAOSI_PRINTF(3, 4);
 CHAOSI_COLD chaos_result chaosi_bad(chaosi_parse *p, chaos_result code, const char *fmt, ...) {
-    char what[160];
+    char what[160], *s;
     va_list args;
     va_start(args, fmt);
     vsnprintf(what, sizeof what, fmt, args);
     va_end(args);
+    for (s = what; *s; s++) /* keys are the writer's: nothing of theirs may move the reader's cursor */
+        if ((chaosi_u8)*s < 0x20 || *s == 0x7f) *s = '?';
     if (p->rule >= 0) chaosi_fail(p->j.err, code, "rules[%d]: %s", p->rule, what);
     else chaosi_fail(p->j.err, code, "%s", what);
     chaosi_locate(p->j.err, p->j.text, p->j.start);
@@ -1232,24 +1234,19 @@ CHAOSI_FN chaos_result chaosi_int_here(chaosi_parse *p, const char *key, long lo
     return CHAOS_OK;
 }
 
-CHAOSI_FN chaos_result chaosi_int(chaosi_parse *p, long long lo, long long hi, long long *out) {
+/* A whole number in lo..hi, into an integer of `size` bytes. */
+CHAOSI_FN chaos_result chaosi_int(chaosi_parse *p, long long lo, long long hi, void *out, size_t size) {
     chaosi_token t = chaosi_json_next(&p->j);
+    long long v = 0;
+    chaos_result r;
     if (t != CHAOSI_JSON_NUMBER) return chaosi_expected(p, t, "a whole number");
-    return chaosi_int_here(p, p->key, lo, hi, out);
-}
-
-CHAOSI_FN chaos_result chaosi_byte(chaosi_parse *p, long long hi, chaosi_u8 *out) {
-    long long value = 0;
-    chaos_result r = chaosi_int(p, 0, hi, &value);
-    if (r == CHAOS_OK) *out = (chaosi_u8)value;
-    return r;
-}
-
-CHAOSI_FN chaos_result chaosi_word32(chaosi_parse *p, long long hi, unsigned *out) {
-    long long value = 0;
-    chaos_result r = chaosi_int(p, 0, hi, &value);
-    if (r == CHAOS_OK) *out = (unsigned)value;
-    return r;
+    r = chaosi_int_here(p, p->key, lo, hi, &v);
+    if (r != CHAOS_OK) return r;
+    if (size == 1) *(chaosi_u8 *)out = (chaosi_u8)v;
+    else if (size == 2) *(chaosi_u16 *)out = (chaosi_u16)v;
+    else if (size == 4) *(chaosi_u32 *)out = (chaosi_u32)v;
+    else *(unsigned long long *)out = (unsigned long long)v;
+    return CHAOS_OK;
 }
 
 CHAOSI_FN chaos_result chaosi_bool(chaosi_parse *p, bool *out) {
@@ -1262,13 +1259,11 @@ CHAOSI_FN chaos_result chaosi_bool(chaosi_parse *p, bool *out) {
 /* The string or key just read, into the pool, with a NUL behind it. */
 CHAOSI_FN chaos_result chaosi_keep(chaosi_parse *p, size_t max, chaos_text *out) {
     chaos_config *cfg = p->out;
-    size_t room = sizeof cfg->text - cfg->text_len - 1u;
-    size_t n = chaosi_json_decode(&p->j, cfg->text + cfg->text_len, room < max + 1 ? room : max + 1);
-    if (n > max) {
-        if (room <= max)
-            return chaosi_bad(p, CHAOS_ERR_TOO_LARGE, "the strings of this config are over %d bytes", CHAOS_MAX_TEXT);
-        return chaosi_bad(p, CHAOS_ERR_RANGE, "\"%s\" holds a string over %u bytes", p->key, (unsigned)max);
-    }
+    size_t room = sizeof cfg->text - cfg->text_len; /* the NUL included */
+    size_t n = room ? chaosi_json_decode(&p->j, cfg->text + cfg->text_len, room - 1 < max + 1 ? room - 1 : max + 1) : SIZE_MAX;
+    if (n > max && room <= max + 1)
+        return chaosi_bad(p, CHAOS_ERR_TOO_LARGE, "the strings of this config are over %d bytes", CHAOS_MAX_TEXT);
+    if (n > max) return chaosi_bad(p, CHAOS_ERR_RANGE, "\"%s\" holds a string over %u bytes", p->key, (unsigned)max);
     if (memchr(cfg->text + cfg->text_len, 0, n)) return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" holds a NUL character", p->key);
     cfg->text[cfg->text_len + n] = 0;
     out->at = cfg->text_len;
@@ -1386,7 +1381,9 @@ CHAOSI_FN int chaosi_small_key(chaosi_parse *p, const char *const *words, int co
     int i;
     for (i = 0; i < count; i++)
         if (n != SIZE_MAX && chaosi_same(chaosi_of(name, n), chaosi_str(words[i]))) break;
-    if (i == count) chaosi_bad(p, CHAOS_ERR_UNKNOWN_KEY, "unknown key in \"%s\": it takes %s", p->key, what);
+    if (i == count)
+        chaosi_bad(p, CHAOS_ERR_UNKNOWN_KEY, "unknown key \"%.*s\" in \"%s\": it takes %s",
+                   (int)(p->j.end - p->j.start < 32 ? p->j.end - p->j.start : 32), p->j.text + p->j.start, p->key, what);
     else if (*seen >> i & 1u) chaosi_bad(p, CHAOS_ERR_DUPLICATE_KEY, "duplicate key \"%s\" in \"%s\"", words[i], p->key);
     else {
         *seen |= 1u << i;
@@ -1505,7 +1502,7 @@ CHAOSI_FN chaos_result chaosi_expires(chaosi_parse *p, long long *out) {
     }
     if (t != CHAOSI_JSON_STRING) return chaosi_expected(p, t, "an RFC 3339 time, epoch seconds or \"never\"");
     n = chaosi_json_decode(&p->j, s, sizeof s - 1);
-    s[n == SIZE_MAX ? 0 : n] = 0;
+    s[n == SIZE_MAX || memchr(s, 0, n) ? 0 : n] = 0;
     *out = strcmp(s, "never") == 0 ? -1 : chaosi_moment(s);
     if (*out == -1 && strcmp(s, "never") == 0) return CHAOS_OK;
     if (*out == -1)
@@ -1534,51 +1531,39 @@ CHAOSI_FN chaos_result chaosi_error_when(chaosi_parse *p, chaos_fault *f) {
     return r;
 }
 
+#define CHAOSI_INT(lo, hi, place) chaosi_int(p, lo, hi, &(place), sizeof(place))
+
 /* The keys that may stand in a rule too. */
 CHAOSI_FN chaos_result chaosi_fault_value(chaosi_parse *p, int key, chaos_fault *f) {
-    long long value = 0;
-    chaos_result r;
     switch (key) {
     case CHAOSI_KEY_latency: return chaosi_latency(p, f);
-    case CHAOSI_KEY_latencyRate: return chaosi_byte(p, 100, &f->latency_rate);
-    case CHAOSI_KEY_errorRate: return chaosi_byte(p, 100, &f->error_rate);
+    case CHAOSI_KEY_latencyRate: return CHAOSI_INT(0, 100, f->latency_rate);
+    case CHAOSI_KEY_errorRate: return CHAOSI_INT(0, 100, f->error_rate);
+    case CHAOSI_KEY_errorStatus: return CHAOSI_INT(200, 599, f->error_status);
     case CHAOSI_KEY_errorMode: return chaosi_error_mode(p, f);
     case CHAOSI_KEY_errorWhen: return chaosi_error_when(p, f);
     case CHAOSI_KEY_errorBody: return chaosi_string(p, 0, 1024, &f->error_body);
-    case CHAOSI_KEY_bandwidth: return chaosi_word32(p, 4194303, &f->bandwidth);
-    case CHAOSI_KEY_errorStatus:
-        r = chaosi_int(p, 200, 599, &value);
-        if (r == CHAOS_OK) f->error_status = (chaosi_u16)value;
-        return r;
-    default: /* retryAfter */
-        r = chaosi_int(p, 0, 86400, &value);
-        if (r == CHAOS_OK) f->retry_after = (int)value;
-        return r;
+    case CHAOSI_KEY_retryAfter: return CHAOSI_INT(0, 86400, f->retry_after);
+    default: return CHAOSI_INT(0, 4194303, f->bandwidth);
     }
 }
 
 CHAOSI_FN chaos_result chaosi_top_value(chaosi_parse *p, int key) {
     chaos_config *c = p->out;
-    long long seed = 0;
-    chaos_result r;
     switch (key) {
     case CHAOSI_KEY_enabled: return chaosi_bool(p, &c->enabled);
     case CHAOSI_KEY_dryRun: return chaosi_bool(p, &c->dry_run);
     case CHAOSI_KEY_match: return chaosi_match_object(p, &c->match);
     case CHAOSI_KEY_exclude: c->default_exclude = false; return chaosi_list_of(p, CHAOSI_ITEM_PATH, true, &c->exclude);
-    case CHAOSI_KEY_canary: return chaosi_byte(p, 100, &c->canary);
+    case CHAOSI_KEY_canary: return CHAOSI_INT(0, 100, c->canary);
     case CHAOSI_KEY_instances: return chaosi_list_of(p, CHAOSI_ITEM_GLOB, false, &c->instances);
     case CHAOSI_KEY_expiresAt: return chaosi_expires(p, &c->expires_ms);
-    case CHAOSI_KEY_maxFaults: return chaosi_word32(p, 4294967295ll, &c->max_faults);
-    case CHAOSI_KEY_maxConcurrent: return chaosi_word32(p, CHAOS_MAX_CONCURRENT, &c->max_concurrent);
+    case CHAOSI_KEY_maxFaults: return CHAOSI_INT(0, 4294967295ll, c->max_faults);
+    case CHAOSI_KEY_maxConcurrent: return CHAOSI_INT(0, CHAOS_MAX_CONCURRENT, c->max_concurrent);
+    case CHAOSI_KEY_seed: c->has_seed = true; return CHAOSI_INT(0, CHAOSI_MAX_SEED, c->seed);
     case CHAOSI_KEY_name: return chaosi_string(p, 0, 64, &c->name);
     case CHAOSI_KEY_owner: return chaosi_string(p, 0, 64, &c->owner);
     case CHAOSI_KEY_note: return chaosi_string(p, 0, 256, &c->note);
-    case CHAOSI_KEY_seed:
-        r = chaosi_int(p, 0, CHAOSI_MAX_SEED, &seed);
-        c->seed = (chaosi_u64)seed;
-        c->has_seed = true;
-        return r;
     default: return chaosi_fault_value(p, key, &c->fault);
     }
 }
@@ -1653,7 +1638,7 @@ CHAOSI_FN chaos_result chaosi_parse_object(chaosi_parse *p) {
     return chaosi_rules(p);
 }
 
-CHAOSI_FN chaos_result chaosi_config_parse(chaos_config *out, const char *json, size_t len, chaos_error *err) {
+chaos_result chaos_config_parse(chaos_config *out, const char *json, size_t len, chaos_error *err) {
     chaosi_parse p;
     chaos_error local;
     chaos_result r;
@@ -1773,7 +1758,7 @@ CHAOSI_FN void chaosi_put_expiry(chaosi_out *o, long long expires_ms) {
     chaosi_put_json(o, chaosi_str(expires_ms < 0 ? "never" : chaosi_rfc3339(when, expires_ms, false)));
 }
 
-CHAOSI_FN size_t chaosi_config_format(const chaos_config *cfg, char *buf, size_t cap) {
+size_t chaos_config_format(const chaos_config *cfg, char *buf, size_t cap) {
     chaos_fault base = chaosi_fault_default();
     chaosi_out o = chaosi_into(buf, cap);
     chaosi_puts(&o, cfg->enabled ? "{\"enabled\":true" : "{\"enabled\":false");
@@ -1988,11 +1973,6 @@ CHAOSI_FN bool chaosi_excluded(const chaos_config *cfg, const chaosi_subject *s)
 
 CHAOSI_FN bool chaosi_is_fault(const chaos_verdict *v) { return v->kind != CHAOS_PASS || v->bandwidth; }
 
-CHAOSI_FN void chaosi_pass(chaos_verdict *v) {
-    memset(v, 0, sizeof *v);
-    v->rule = -1;
-}
-
 /* Takes the fault out of a verdict; what was rolled stays. */
 CHAOSI_FN void chaosi_spare(chaos_verdict *v) {
     v->kind = CHAOS_PASS;
@@ -2006,7 +1986,7 @@ CHAOSI_FN bool chaosi_judge(const chaos_config *cfg, const chaos_request *req, c
     chaosi_subject s;
     chaosi_u64 rule_hash = 0;
     const chaos_fault *fault = &cfg->fault;
-    chaosi_pass(v);
+    memset(v, 0, sizeof *v);
     if (!cfg->enabled || !chaosi_ready(&s, req) || !chaosi_matches(cfg, &cfg->match, &s)) return false;
     if (cfg->rule_count) {
         int rule = 0;
@@ -2014,7 +1994,7 @@ CHAOSI_FN bool chaosi_judge(const chaos_config *cfg, const chaos_request *req, c
         if (rule == cfg->rule_count) return false;
         fault = &cfg->rules[rule].fault;
         rule_hash = chaosi_hash(chaosi_text_of(cfg, cfg->rules[rule].name));
-        v->rule = (short)rule;
+        v->rule = (chaosi_u16)(rule + 1);
     }
     chaosi_roll_faults(fault, chaosi_mix(cfg->seed ^ rule_hash), key, v);
     if (!chaosi_is_fault(v) || !chaosi_excluded(cfg, &s)) return false;
@@ -2193,9 +2173,9 @@ typedef enum chaosi_news { CHAOSI_NEWS_STATE, CHAOSI_NEWS_CONFIG, CHAOSI_NEWS_FE
 
 /* Counters, the words of chaos_report from `requests` on. Each thread adds to one of a few stripes, so that two threads do
    not fight over a cache line; a reader sums the stripes. */
-#define CHAOSI_STRIPES 16
+#define CHAOSI_STRIPES     16
 #define CHAOSI_WORD(field) ((offsetof(chaos_report, field) - offsetof(chaos_report, requests)) / sizeof(chaosi_u64))
-#define CHAOSI_WORDS (CHAOSI_WORD(upstream_errors) + 1)
+#define CHAOSI_WORDS       (CHAOSI_WORD(upstream_errors) + 1)
 
 typedef struct chaosi_stripe {
     chaosi_u64 order; /* 1 for the stripe used first, and so on; 0 = not used */
@@ -2546,7 +2526,7 @@ CHAOSI_FN bool chaosi_take_bytes(chaos *c, const char *bytes, const chaos_fetche
     c->modified = (chaosi_u64)got->modified_ms;
     c->version = got->version ? got->version : c->version + 1;
     slot = chaosi_free_slot(c);
-    if (chaosi_config_parse(&c->slots[slot].cfg, bytes, got->len, err) != CHAOS_OK) {
+    if (chaos_config_parse(&c->slots[slot].cfg, bytes, got->len, err) != CHAOS_OK) {
         c->loaded = CHAOSI_LOADED_INVALID;
         c->config_errors++;
         chaosi_take_problem(c, err);
@@ -3014,43 +2994,25 @@ CHAOSI_FN int chaosi_chunked_feed(chaosi_chunked *d, char *buf, size_t len, size
     return d->state == CHAOSI_CHUNK_DONE ? 1 : d->state == CHAOSI_CHUNK_BAD ? -1 : 0;
 }
 
+/* A reason phrase; RFC 9112 section 4 lets it be anything. */
 CHAOSI_FN const char *chaosi_status_text(int status) {
-    static const struct {
-        int status;
-        const char *text;
-    } texts[] = {{200, "OK"},
-                 {201, "Created"},
-                 {202, "Accepted"},
-                 {204, "No Content"},
-                 {301, "Moved Permanently"},
-                 {302, "Found"},
-                 {304, "Not Modified"},
-                 {400, "Bad Request"},
-                 {401, "Unauthorized"},
-                 {403, "Forbidden"},
-                 {404, "Not Found"},
-                 {405, "Method Not Allowed"},
-                 {408, "Request Timeout"},
-                 {409, "Conflict"},
-                 {410, "Gone"},
-                 {413, "Content Too Large"},
-                 {414, "URI Too Long"},
-                 {417, "Expectation Failed"},
-                 {418, "I'm a teapot"},
-                 {429, "Too Many Requests"},
-                 {431, "Request Header Fields Too Large"},
-                 {500, "Internal Server Error"},
-                 {501, "Not Implemented"},
-                 {502, "Bad Gateway"},
-                 {503, "Service Unavailable"},
-                 {504, "Gateway Timeout"},
-                 {505, "HTTP Version Not Supported"},
-                 {507, "Insufficient Storage"},
-                 {511, "Network Authentication Required"}};
-    size_t i;
-    for (i = 0; i < sizeof texts / sizeof texts[0]; i++)
-        if (texts[i].status == status) return texts[i].text;
-    return status < 300 ? "OK" : status < 400 ? "Redirect" : status < 500 ? "Client Error" : "Server Error";
+    switch (status) {
+    case 204: return "No Content";
+    case 400: return "Bad Request";
+    case 404: return "Not Found";
+    case 408: return "Request Timeout";
+    case 414: return "URI Too Long";
+    case 417: return "Expectation Failed";
+    case 429: return "Too Many Requests";
+    case 431: return "Request Header Fields Too Large";
+    case 500: return "Internal Server Error";
+    case 501: return "Not Implemented";
+    case 502: return "Bad Gateway";
+    case 503: return "Service Unavailable";
+    case 504: return "Gateway Timeout";
+    case 505: return "HTTP Version Not Supported";
+    default: return status < 300 ? "OK" : status < 400 ? "Redirect" : status < 500 ? "Client Error" : "Server Error";
+    }
 }
 
 /* The value of a field, at NULL = none. */
@@ -3241,7 +3203,8 @@ CHAOSI_FN int chaosi_resolve(const char *host, const char *port, chaosi_address 
     hints.ai_flags = AI_NUMERICSERV;
     r = getaddrinfo(host, port, &hints, &list);
     if (r != 0) {
-        chaosi_fail(err, CHAOS_ERR_UNREACHABLE, "resolve %.100s: %s", host, r == EAI_SYSTEM ? strerror(errno) : gai_strerror(r));
+        chaosi_fail(err, CHAOS_ERR_UNREACHABLE, "resolve %.100s: %s", host,
+                    r == EAI_SYSTEM ? strerror(errno) : gai_strerror(r));
         return 0;
     }
     for (a = list; a && n < most; a = a->ai_next) {
@@ -3666,7 +3629,7 @@ CHAOSI_FN void chaosi_settle_fault(chaos *c, const chaosi_hot *hot, chaos_verdic
 /* The four-key config: nothing to match but the default exclude, and that only when a fault would happen. */
 CHAOSI_FN bool chaosi_judge_simple(const chaosi_hot *hot, const chaos_request *req, chaosi_u64 key, chaos_verdict *v) {
     chaosi_subject s;
-    chaosi_pass(v);
+    memset(v, 0, sizeof *v);
     chaosi_roll_faults(&hot->fault, hot->base, key, v);
     if (!chaosi_is_fault(v) || (chaosi_ready(&s, req) && !chaosi_default_excluded(&s))) return false;
     chaosi_spare(v);
@@ -3683,7 +3646,7 @@ CHAOSI_FN bool chaosi_judge_slot(chaos *c, chaosi_hot *hot, const chaos_request 
     hot->max_faults = cfg->max_faults;
     hot->max_concurrent = cfg->max_concurrent;
     hot->dry_run = cfg->dry_run;
-    if (chaosi_is_fault(v) && v->rule >= 0) chaosi_copy(rule, 65, cfg->text + cfg->rules[v->rule].name.at);
+    if (chaosi_is_fault(v) && v->rule) chaosi_copy(rule, 65, cfg->text + cfg->rules[v->rule - 1].name.at);
     chaosi_leave(c, slot);
     return excluded;
 }
@@ -3696,7 +3659,7 @@ CHAOSI_FN void chaosi_decide(chaos *c, const chaos_request *req, chaos_verdict *
     chaosi_read_hot(c, &hot);
     if (CHAOSI_UNLIKELY(mono >= hot.until_mono || chaosi_now_coarse(c, true) >= hot.until_wall)) {
         chaosi_notice(c);
-        chaosi_pass(v);
+        memset(v, 0, sizeof *v);
         return;
     }
     rule[0] = 0;
@@ -3735,8 +3698,8 @@ CHAOSI_FN void chaosi_wait(chaos *c, chaosi_u64 deadline, int fd2) {
 
 /* The config a verdict came from, if it is still in use. */
 CHAOSI_FN const chaos_fault *chaosi_fault_of(const chaos_config *cfg, const chaosi_slot *slot, const chaos_verdict *v) {
-    if (slot->version != v->version || v->rule >= cfg->rule_count) return NULL;
-    return v->rule >= 0 ? &cfg->rules[v->rule].fault : &cfg->fault;
+    if (slot->version != v->version || v->rule > cfg->rule_count) return NULL;
+    return v->rule ? &cfg->rules[v->rule - 1].fault : &cfg->fault;
 }
 
 CHAOSI_FN size_t chaosi_body_of(chaos *c, const chaos_verdict *v, char *buf, size_t cap) {
@@ -3801,6 +3764,41 @@ typedef struct chaosi_proxy {
 } chaosi_proxy;
 
 typedef enum chaosi_body { CHAOSI_BODY_NONE, CHAOSI_BODY_LENGTH, CHAOSI_BODY_CHUNKED, CHAOSI_BODY_CLOSE } chaosi_body;
+
+/* How a request ends; what the client is told, with a word of RFC 9209 section 2.3. The first ones are the client's fault. */
+#define CHAOSI_OUTCOMES(X)                                                                                   \
+    X(CHAOSI_BAD_HEAD, 400, "http_request_error", "the request is not valid HTTP")                           \
+    X(CHAOSI_SLOW_HEAD, 408, "http_request_error", "the request head took too long")                         \
+    X(CHAOSI_LONG_TARGET, 414, "http_request_error", "the request line is too long")                         \
+    X(CHAOSI_BAD_EXPECT, 417, "http_request_error", "only 100-continue can be expected")                     \
+    X(CHAOSI_BIG_HEAD, 431, "http_request_error", "the request head is too large")                           \
+    X(CHAOSI_UNKNOWN_METHOD, 501, "http_request_error", "this method or transfer coding is not implemented") \
+    X(CHAOSI_UNKNOWN_VERSION, 505, "http_request_error", "only HTTP/1.0 and HTTP/1.1 are spoken here")       \
+    X(CHAOSI_BAD_BODY, 400, "http_request_error", "the request body is not valid chunked coding")            \
+    X(CHAOSI_SLOW_BODY, 408, "http_request_error", "the request body took too long")                         \
+    X(CHAOSI_DIAL_TIMEOUT, 504, "connection_timeout", "the upstream did not accept the connection in time")  \
+    X(CHAOSI_DIAL_REFUSED, 502, "connection_refused", "the upstream refused the connection")                 \
+    X(CHAOSI_DIAL_LIMIT, 503, "connection_limit_reached", "no descriptors or memory for another connection") \
+    X(CHAOSI_DIAL_FAILED, 502, "destination_unavailable", "the upstream cannot be reached")                  \
+    X(CHAOSI_TIMED_OUT, 504, "http_response_timeout", "the upstream did not answer in time")                 \
+    X(CHAOSI_BAD_REPLY, 502, "http_protocol_error", "the upstream's reply is not valid HTTP, or was cut")    \
+    X(CHAOSI_NO_REPLY, 502, "connection_terminated", "the upstream closed without a reply")                  \
+    X(CHAOSI_CLIENT_GONE, 0, "", "")                                                                         \
+    X(CHAOSI_STALE, 0, "", "")                                                                               \
+    X(CHAOSI_REPLY, 0, "", "")
+
+#define CHAOSI_OUTCOME_ID(id, status, error, text) id,
+typedef enum chaosi_outcome { CHAOSI_OUTCOMES(CHAOSI_OUTCOME_ID) CHAOSI_OUTCOME_COUNT } chaosi_outcome;
+#undef CHAOSI_OUTCOME_ID
+
+typedef struct chaosi_refusal {
+    int status;
+    const char *error, *text;
+} chaosi_refusal;
+
+#define CHAOSI_OUTCOME_ROW(id, status, error, text) {status, error, text},
+static const chaosi_refusal chaosi_refusals[CHAOSI_OUTCOME_COUNT] = {CHAOSI_OUTCOMES(CHAOSI_OUTCOME_ROW)};
+#undef CHAOSI_OUTCOME_ROW
 
 /* One direction of one message: raw bytes come into buf, are framed, and go out. */
 typedef struct chaosi_flow {
@@ -4105,37 +4103,32 @@ CHAOSI_FN void chaosi_answer(chaosi_worker *w, int status, const char *fields, c
     if (!chaosi_send_all(w->client, w->out, o.len, chaosi_in(w->p->d.body_timeout))) w->close = true;
 }
 
-/* An error of the proxy itself: it closes, so that no byte of a refused message is taken for the next one. error: a word of
-   RFC 9209 section 2.3. */
-CHAOSI_FN void chaosi_refuse(chaosi_worker *w, int status, const char *error, const char *why) {
+/* An error of the proxy itself: it closes, so that no byte of a refused message is taken for the next one. */
+CHAOSI_FN void chaosi_refuse(chaosi_worker *w, chaosi_outcome why) {
     char fields[160], body[200];
-    int n = snprintf(body, sizeof body, "chaos-proxy: %s\n", why);
-    snprintf(fields, sizeof fields, "Proxy-Status: chaos; error=%s\r\n", error);
-    chaosi_count(w->p->c, status < 500 || status == 501 || status == 505 ? CHAOSI_WORD(rejected) : CHAOSI_WORD(upstream_errors), 1);
+    const chaosi_refusal *r = &chaosi_refusals[why];
+    int n = snprintf(body, sizeof body, "chaos-proxy: %s\n", r->text);
+    snprintf(fields, sizeof fields, "Proxy-Status: chaos; error=%s\r\n", r->error);
     w->close = w->lingers = true;
-    if (w->replied) return;
-    chaosi_answer(w, status, fields, body, (size_t)n);
+    if (!r->status) return;
+    chaosi_count(w->p->c, why <= CHAOSI_SLOW_BODY ? CHAOSI_WORD(rejected) : CHAOSI_WORD(upstream_errors), 1);
+    if (!w->replied) chaosi_answer(w, r->status, fields, body, (size_t)n);
 }
 
 CHAOSI_FN void chaosi_refuse_head(chaosi_worker *w, int status) {
+    int why = CHAOSI_BAD_HEAD;
+    while (why < CHAOSI_SLOW_BODY && chaosi_refusals[why].status != status) why++;
     memset(&w->req, 0, offsetof(chaosi_head, fields)); /* nothing of a refused head is to be trusted */
     w->req.method = chaosi_str("GET");
     w->req.minor = 1;
-    if (status == 408) chaosi_refuse(w, 408, "http_request_error", "the request head took too long");
-    else if (status == 414) chaosi_refuse(w, 414, "http_request_error", "the request line is too long");
-    else if (status == 417) chaosi_refuse(w, 417, "http_request_error", "only 100-continue can be expected");
-    else if (status == 431) chaosi_refuse(w, 431, "http_request_error", "the request head is too large");
-    else if (status == 501) chaosi_refuse(w, 501, "http_request_error", "this method or transfer coding is not implemented");
-    else if (status == 505) chaosi_refuse(w, 505, "http_request_error", "only HTTP/1.0 and HTTP/1.1 are spoken here");
-    else chaosi_refuse(w, status, "http_request_error", "the request is not valid HTTP");
+    chaosi_refuse(w, (chaosi_outcome)why);
 }
 
-CHAOSI_FN void chaosi_refuse_dial(chaosi_worker *w, int problem) {
-    if (problem == ETIMEDOUT) chaosi_refuse(w, 504, "connection_timeout", "the upstream did not accept the connection in time");
-    else if (problem == ECONNREFUSED) chaosi_refuse(w, 502, "connection_refused", "the upstream refused the connection");
-    else if (problem == EMFILE || problem == ENFILE || problem == ENOBUFS || problem == ENOMEM)
-        chaosi_refuse(w, 503, "connection_limit_reached", "no descriptors or memory for another connection");
-    else chaosi_refuse(w, 502, "destination_unavailable", "the upstream cannot be reached");
+CHAOSI_FN chaosi_outcome chaosi_dial_outcome(int problem) {
+    if (problem == ETIMEDOUT) return CHAOSI_DIAL_TIMEOUT;
+    if (problem == ECONNREFUSED) return CHAOSI_DIAL_REFUSED;
+    return problem == EMFILE || problem == ENFILE || problem == ENOBUFS || problem == ENOMEM ? CHAOSI_DIAL_LIMIT
+                                                                                             : CHAOSI_DIAL_FAILED;
 }
 
 /* -- reading a request -- */
@@ -4211,7 +4204,7 @@ CHAOSI_FN void chaosi_ask(chaosi_worker *w) {
     r.header = chaosi_worker_header;
     r.user = w;
     if (CHAOSI_LOAD(&w->p->c->armed)) chaosi_decide(w->p->c, &r, &w->verdict);
-    else chaosi_pass(&w->verdict);
+    else memset(&w->verdict, 0, sizeof w->verdict);
 }
 
 /* Waits out an injected delay or hang; after a stop, no longer than the drain. True = the whole time passed. */
@@ -4323,17 +4316,6 @@ CHAOSI_FN void chaosi_forward_interim(chaosi_worker *w, int head_len) {
     w->rep_len -= (size_t)head_len;
 }
 
-typedef enum chaosi_outcome {
-    CHAOSI_REPLY,
-    CHAOSI_STALE,
-    CHAOSI_FAILED_UPSTREAM,
-    CHAOSI_TIMED_OUT,
-    CHAOSI_BAD_REPLY,
-    CHAOSI_BAD_BODY,
-    CHAOSI_SLOW_CLIENT,
-    CHAOSI_CLIENT_GONE
-} chaosi_outcome;
-
 /* A final head in w->rep? Interim ones are passed on. 1 = yes, 0 = not yet, <0 as chaosi_reply_arrives. */
 CHAOSI_FN int chaosi_final_head(chaosi_worker *w, int *head_len) {
     int r = chaosi_reply_arrives(w, head_len);
@@ -4360,13 +4342,13 @@ CHAOSI_FN chaosi_outcome chaosi_ask_upstream(chaosi_worker *w, int *head_len) {
         if (moved != w->up.moved) deadline = chaosi_in(chaosi_flow_over(&w->up) ? d->reply_timeout : d->body_timeout);
         if (!chaosi_flow_over(&w->up) || w->rep_len) {
             r = chaosi_flows_wait(w, true, deadline);
-            if (r == 0) return chaosi_flow_wants_bytes(&w->up) ? CHAOSI_SLOW_CLIENT : CHAOSI_TIMED_OUT;
+            if (r == 0) return chaosi_flow_wants_bytes(&w->up) ? CHAOSI_SLOW_BODY : CHAOSI_TIMED_OUT;
             if (!(r & 4)) continue;
         }
         r = chaosi_final_head(w, head_len);
         if (r == -3) return CHAOSI_TIMED_OUT;
         if (r == 1) return CHAOSI_REPLY;
-        if (r == -2) return w->reused ? CHAOSI_STALE : CHAOSI_FAILED_UPSTREAM;
+        if (r == -2) return w->reused ? CHAOSI_STALE : CHAOSI_NO_REPLY;
         if (r < 0) return CHAOSI_BAD_REPLY;
     }
 }
@@ -4379,31 +4361,14 @@ CHAOSI_FN chaosi_outcome chaosi_exchange(chaosi_worker *w, int *head_len) {
     w->reused = chaosi_pool_take(w, safe ? CHAOSI_POOL_IDLE_NS : CHAOSI_POST_IDLE_NS) >= 0;
     while (outcome == CHAOSI_STALE) {
         if (w->upstream < 0 && (problem = chaosi_dial_upstream(w)) != 0) {
-            chaosi_refuse_dial(w, problem);
-            return CHAOSI_CLIENT_GONE;
+            return chaosi_dial_outcome(problem);
         }
-        if (!chaosi_put_upstream_head(w)) {
-            chaosi_refuse_head(w, 431);
-            return CHAOSI_CLIENT_GONE;
-        }
+        if (!chaosi_put_upstream_head(w)) return CHAOSI_BIG_HEAD;
         outcome = chaosi_ask_upstream(w, head_len);
         if (outcome != CHAOSI_REPLY) chaosi_drop_fd(w, &w->upstream);
-        if (outcome == CHAOSI_STALE && !safe) outcome = CHAOSI_FAILED_UPSTREAM;
+        if (outcome == CHAOSI_STALE && !safe) outcome = CHAOSI_NO_REPLY;
     }
     return outcome;
-}
-
-CHAOSI_FN void chaosi_refuse_outcome(chaosi_worker *w, chaosi_outcome outcome) {
-    switch (outcome) {
-    case CHAOSI_TIMED_OUT: chaosi_refuse(w, 504, "http_response_timeout", "the upstream did not answer in time"); break;
-    case CHAOSI_BAD_REPLY:
-        chaosi_refuse(w, 502, "http_protocol_error", "the upstream's reply is not valid HTTP, or was cut");
-        break;
-    case CHAOSI_BAD_BODY: chaosi_refuse(w, 400, "http_request_error", "the request body is not valid chunked coding"); break;
-    case CHAOSI_SLOW_CLIENT: chaosi_refuse(w, 408, "http_request_error", "the request body took too long"); break;
-    case CHAOSI_FAILED_UPSTREAM: chaosi_refuse(w, 502, "connection_terminated", "the upstream closed without a reply"); break;
-    default: w->close = true;
-    }
 }
 
 /* How the reply's body is framed (RFC 9112 section 6.3). */
@@ -4469,7 +4434,7 @@ CHAOSI_FN bool chaosi_relay(chaosi_worker *w, int head_len) {
     if (!w->up.done) w->close = w->lingers = true; /* an early reply: the rest of the body is not wanted */
     if (body == CHAOSI_BODY_CLOSE || (body == CHAOSI_BODY_CHUNKED && !w->req.minor)) w->close = true;
     if (!chaosi_put_client_head(w, body, &len)) {
-        chaosi_refuse_outcome(w, CHAOSI_BAD_REPLY);
+        chaosi_refuse(w, CHAOSI_BAD_REPLY);
         return false;
     }
     chaosi_flow_start(down, w->upstream, w->client, w->rep + head_len, w->rep_cap - (size_t)head_len,
@@ -4484,7 +4449,8 @@ CHAOSI_FN bool chaosi_relay(chaosi_worker *w, int head_len) {
     whole = chaosi_stream(w);
     chaosi_count(w->p->c, whole ? CHAOSI_WORD(proxied) : CHAOSI_WORD(upstream_errors), 1);
     if (whole && w->up.done && !down->len && body != CHAOSI_BODY_CLOSE && w->reply.keep_alive) chaosi_pool_put(w);
-    if (!whole && body != CHAOSI_BODY_LENGTH && !down->chunk_out) chaosi_make_reset(w->client); /* a cut message must look cut */
+    if (!whole && body != CHAOSI_BODY_LENGTH && !down->chunk_out)
+        chaosi_make_reset(w->client); /* a cut message must look cut */
     return whole && !w->close;
 }
 
@@ -4503,7 +4469,7 @@ CHAOSI_FN bool chaosi_forward(chaosi_worker *w) {
     int head_len = 0;
     chaosi_outcome outcome = chaosi_exchange(w, &head_len);
     bool on = false;
-    if (outcome != CHAOSI_REPLY) chaosi_refuse_outcome(w, outcome);
+    if (outcome != CHAOSI_REPLY) chaosi_refuse(w, outcome);
     else on = w->verdict.after ? chaosi_replace(w) : chaosi_relay(w, head_len);
     chaosi_drop_fd(w, &w->upstream);
     chaosi_count_outcome(w->p->c, outcome == CHAOSI_REPLY ? w->reply.status : 0, (chaosi_clock(false) - start) / 1000);
@@ -4706,26 +4672,26 @@ CHAOSI_FN chaos_result chaosi_open_listener(chaosi_proxy *p, chaos_error *err) {
     return CHAOS_OK;
 }
 
-CHAOSI_FN chaos_result chaosi_limit(const char *name, int *value, int standard, int lo, int hi, chaos_error *err) {
-    if (*value == 0) *value = standard;
-    if (*value >= lo && *value <= hi) return CHAOS_OK;
-    return chaosi_fail(err, CHAOS_ERR_RANGE, "%s is out of range: %d..%d", name, lo, hi);
-}
-
 CHAOSI_FN chaos_result chaosi_proxy_limits(chaos_proxy_desc *d, chaos_error *err) {
+    const int drain_now = d->drain_timeout == -1;
+    const struct {
+        const char *name;
+        int *value, standard, lo, hi;
+    } limits[] = {
+        {"max_connections", &d->max_connections, 1024, 1, 1000000}, {"head_limit", &d->head_limit, 16384, 1024, 65536},
+        {"head_timeout", &d->head_timeout, 10000, 1, 86400000},     {"body_timeout", &d->body_timeout, 30000, 1, 86400000},
+        {"idle_timeout", &d->idle_timeout, 60000, 1, 86400000},     {"connect_timeout", &d->connect_timeout, 5000, 1, 86400000},
+        {"reply_timeout", &d->reply_timeout, 60000, 1, 86400000},   {"drain_timeout", &d->drain_timeout, 10000, 1, 86400000}};
     struct rlimit files;
+    size_t i;
     if (!d->listen) d->listen = "127.0.0.1:0";
-    if (d->drain_timeout == -1) d->drain_timeout = INT_MIN;
-    if (chaosi_limit("max_connections", &d->max_connections, 1024, 1, 1000000, err) ||
-        chaosi_limit("head_limit", &d->head_limit, 16384, 1024, 65536, err) ||
-        chaosi_limit("head_timeout", &d->head_timeout, 10000, 1, 86400000, err) ||
-        chaosi_limit("body_timeout", &d->body_timeout, 30000, 1, 86400000, err) ||
-        chaosi_limit("idle_timeout", &d->idle_timeout, 60000, 1, 86400000, err) ||
-        chaosi_limit("connect_timeout", &d->connect_timeout, 5000, 1, 86400000, err) ||
-        chaosi_limit("reply_timeout", &d->reply_timeout, 60000, 1, 86400000, err))
-        return CHAOS_ERR_RANGE;
-    if (d->drain_timeout == INT_MIN) d->drain_timeout = 0;
-    else if (chaosi_limit("drain_timeout", &d->drain_timeout, 10000, 1, 86400000, err)) return CHAOS_ERR_RANGE;
+    if (drain_now) d->drain_timeout = 1;
+    for (i = 0; i < sizeof limits / sizeof limits[0]; i++) {
+        if (!*limits[i].value) *limits[i].value = limits[i].standard;
+        if (*limits[i].value < limits[i].lo || *limits[i].value > limits[i].hi)
+            return chaosi_fail(err, CHAOS_ERR_RANGE, "%s is out of range: %d..%d", limits[i].name, limits[i].lo, limits[i].hi);
+    }
+    if (drain_now) d->drain_timeout = 0;
     /* Two descriptors a connection, and some for everything else. */
     if (getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur != RLIM_INFINITY &&
         (files.rlim_cur - 32) / 2 < (rlim_t)d->max_connections)
@@ -5003,7 +4969,7 @@ void chaos_close(chaos *c) {
 chaos_verdict chaos_decide(chaos *c, const chaos_request *req) {
     chaos_verdict v;
     if (CHAOSI_UNLIKELY(c && CHAOSI_LOAD(&c->armed))) chaosi_decide(c, req, &v);
-    else chaosi_pass(&v);
+    else memset(&v, 0, sizeof v);
     return v;
 }
 
@@ -5099,14 +5065,6 @@ const char *chaos_kind_text(int kind) { return kind >= 0 && kind < CHAOS_KIND_CO
 const char *chaos_state_text(chaos_state state) {
     return (unsigned)state < CHAOS_STATE_COUNT ? chaosi_state_texts[state] : "unknown";
 }
-
-chaos_result chaos_json_check(const char *text, size_t len, chaos_error *err) { return chaosi_json_check(text, len, err); }
-
-chaos_result chaos_config_parse(chaos_config *out, const char *json, size_t len, chaos_error *err) {
-    return chaosi_config_parse(out, json, len, err);
-}
-
-size_t chaos_config_format(const chaos_config *cfg, char *buf, size_t cap) { return chaosi_config_format(cfg, buf, cap); }
 
 chaos_verdict chaos_judge(const chaos_config *cfg, const chaos_request *req, unsigned long long key) {
     chaos_verdict v;

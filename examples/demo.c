@@ -27,7 +27,7 @@
 enum { CLIENTS = 16, EACH = 25, TOTAL = CLIENTS * EACH, TTL = 200, LATENCY = 200, RATE = 20, PHASES = 3 };
 
 #define OFF_CONFIG "{\"enabled\":false}"
-#define ON_CONFIG "{\"enabled\":true,\"latency\":200,\"errorRate\":20,\"errorStatus\":503,\"seed\":42}"
+#define ON_CONFIG  "{\"enabled\":true,\"latency\":200,\"errorRate\":20,\"errorStatus\":503,\"seed\":42}"
 
 typedef struct sample {
     double ms;
@@ -62,16 +62,14 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int asked;         /* requests sent in this phase */
 static double changed_at; /* when its config was put in place, 0 = not yet */
 
-static double now_ms(void)
-{
+static double now_ms(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec * 1e3 + (double)t.tv_nsec / 1e6;
 }
 
 /* Also a signal handler: only async-signal-safe calls. SIGTERM first, SIGKILL for a child that stays 2 s. */
-static void stop_everything(int signal_number)
-{
+static void stop_everything(int signal_number) {
     int i, tries;
     for (i = 0; i < 2; i++)
         if (children[i] > 0) kill(children[i], SIGTERM);
@@ -87,8 +85,7 @@ static void stop_everything(int signal_number)
     if (signal_number) _exit(1);
 }
 
-static void fail(const char *what, const char *why)
-{
+static void fail(const char *what, const char *why) {
     printf("\ndemo FAILED: %s: %s\n", what, why);
     fflush(stdout);
     stop_everything(0);
@@ -96,19 +93,16 @@ static void fail(const char *what, const char *why)
 }
 
 /* A rename is atomic: the proxy sees the old config or the new one, never half of it. */
-static void put_config(const char *text)
-{
+static void put_config(const char *text) {
     char temporary[112];
     FILE *f;
     snprintf(temporary, sizeof temporary, "%s.new", config_path);
     f = fopen(temporary, "w");
-    if (!f || fputs(text, f) < 0 || fclose(f) != 0 || rename(temporary, config_path) != 0)
-        fail(config_path, strerror(errno));
+    if (!f || fputs(text, f) < 0 || fclose(f) != 0 || rename(temporary, config_path) != 0) fail(config_path, strerror(errno));
 }
 
 /* Starts a program of the build folder and returns the port of its "... listening on ADDR:PORT" line. */
-static int start(int slot, char *const argv[])
-{
+static int start(int slot, char *const argv[]) {
     char line[256] = "", *colon;
     int out[2];
     size_t len = 0;
@@ -140,8 +134,7 @@ static int start(int slot, char *const argv[])
     return atoi(colon + 1);
 }
 
-static int dial(int port)
-{
+static int dial(int port) {
     struct sockaddr_in to;
     struct timeval patience = {5, 0};
     int one = 1, fd = socket(AF_INET, SOCK_STREAM, 0);
@@ -156,8 +149,7 @@ static int dial(int port)
 }
 
 /* One request and its whole reply on a connection that stays open. False = the connection broke. */
-static bool ask(int fd, sample *s)
-{
+static bool ask(int fd, sample *s) {
     static const char request[] = "GET / HTTP/1.1\r\nHost: demo\r\n\r\n";
     char buf[8192], *end = NULL, *line;
     size_t have = 0, body = 0;
@@ -183,8 +175,7 @@ static bool ask(int fd, sample *s)
 }
 
 /* Asks until the new config shows, then takes its samples. */
-static void *client_run(void *arg)
-{
+static void *client_run(void *arg) {
     client *c = (client *)arg;
     phase *p = c->now;
     sample s;
@@ -203,8 +194,7 @@ static void *client_run(void *arg)
 }
 
 /* Runs one phase: the clients first, so that the config changes under requests that are in flight. */
-static void run_phase(phase *p, client *clients)
-{
+static void run_phase(phase *p, client *clients) {
     pthread_t threads[CLIENTS];
     int i, sent = 0;
     asked = 0;
@@ -228,14 +218,12 @@ static void run_phase(phase *p, client *clients)
         if (clients[i].failed) fail(p->name, "a client's keep-alive connection broke");
 }
 
-static int by_ms(const void *a, const void *b)
-{
+static int by_ms(const void *a, const void *b) {
     double x = ((const sample *)a)->ms, y = ((const sample *)b)->ms;
     return (x > y) - (x < y);
 }
 
-static void sum_up(phase *p)
-{
+static void sum_up(phase *p) {
     int i;
     qsort(p->seen, TOTAL, sizeof p->seen[0], by_ms);
     for (i = 0; i < TOTAL; i++) {
@@ -248,8 +236,7 @@ static void sum_up(phase *p)
     p->p99 = p->seen[TOTAL * 99 / 100].ms;
 }
 
-static void print_table(void)
-{
+static void print_table(void) {
     int i;
     printf("\n  phase         requests      ok  injected 503      p50 ms    p95 ms    p99 ms\n");
     printf("  ---------------------------------------------------------------------------\n");
@@ -261,8 +248,7 @@ static void print_table(void)
 }
 
 /* One row per range of times, one column per phase; a mark stands for TOTAL / 20 requests, begun ones counted. */
-static void print_histogram(void)
-{
+static void print_histogram(void) {
     static const struct {
         double below;
         const char *name;
@@ -293,14 +279,12 @@ static void print_histogram(void)
     }
 }
 
-static int wrong(bool is_right, const char *promise)
-{
+static int wrong(bool is_right, const char *promise) {
     printf("  [%s] %s\n", is_right ? " ok " : "FAIL", promise);
     return !is_right;
 }
 
-static int check(void)
-{
+static int check(void) {
     const phase *on = &phases[1];
     char text[100];
     /* 99.9 % interval of a binomial count, squared: (k - np)^2 <= 3.29^2 npq */
@@ -311,25 +295,22 @@ static int check(void)
         stray += !on->seen[i].injected || phases[0].seen[i].injected || phases[2].seen[i].injected;
     }
     printf("\n");
-    bad += wrong(phases[0].ok == TOTAL && phases[2].ok == TOTAL,
-                 "off and rolled back: every answer is the service's own 200");
-    snprintf(text, sizeof text, "on: %d of %d failed, within the 99.9 %% interval around %d %%", on->injected, TOTAL,
-             RATE);
+    bad += wrong(phases[0].ok == TOTAL && phases[2].ok == TOTAL, "off and rolled back: every answer is the service's own 200");
+    snprintf(text, sizeof text, "on: %d of %d failed, within the 99.9 %% interval around %d %%", on->injected, TOTAL, RATE);
     bad += wrong(off_by * off_by <= limit && on->other == 0, text);
     snprintf(text, sizeof text, "on: every 200 came %d ms late or later", LATENCY);
     bad += wrong(quick == 0 && on->ok > 0, text);
     bad += wrong(stray == 0, "every injected answer says so (X-Chaos-Injected), and no other");
     for (i = 1; i < PHASES; i++) {
-        snprintf(text, sizeof text, "%s: last answer of the old kind %.0f ms after the file changed (TTL %d)",
-                 phases[i].name, phases[i].settled_ms, TTL);
+        snprintf(text, sizeof text, "%s: last answer of the old kind %.0f ms after the file changed (TTL %d)", phases[i].name,
+                 phases[i].settled_ms, TTL);
         bad += wrong(phases[i].settled_ms < TTL + 1000, text);
     }
     bad += wrong(true, "no client's connection broke while the config changed under it");
     return bad;
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     static client clients[CLIENTS];
     char upstream_program[512], proxy_program[512], upstream[64], config[112];
     char *slash = strrchr(argv[0], '/');
@@ -352,10 +333,9 @@ int main(int argc, char **argv)
     put_config(OFF_CONFIG);
     upstream_port = start(0, (char *[]){upstream_program, (char *)"--listen", (char *)"127.0.0.1:0", NULL});
     snprintf(upstream, sizeof upstream, "http://127.0.0.1:%d", upstream_port);
-    proxy_port = start(1, (char *[]){proxy_program, (char *)"--listen", (char *)"127.0.0.1:0", (char *)"--upstream",
-                                     upstream, (char *)"--config", config, (char *)"--ttl", (char *)"200",
-                                     (char *)"--instance", (char *)"demo", (char *)"--drain", (char *)"1000",
-                                     (char *)"--quiet", NULL});
+    proxy_port = start(1, (char *[]){proxy_program, (char *)"--listen", (char *)"127.0.0.1:0", (char *)"--upstream", upstream,
+                                     (char *)"--config", config, (char *)"--ttl", (char *)"200", (char *)"--instance",
+                                     (char *)"demo", (char *)"--drain", (char *)"1000", (char *)"--quiet", NULL});
 
     printf("\n  %d clients -> chaos-proxy :%d -> chaos-upstream :%d\n", CLIENTS, proxy_port, upstream_port);
     printf("  %s\n", config);

@@ -26,23 +26,20 @@ static struct plan {
 static double *late; /* connections * requests */
 static int failures[MOST];
 
-static double now_ms(void)
-{
+static double now_ms(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec * 1e3 + (double)t.tv_nsec / 1e6;
 }
 
-static void sleep_until(double ms)
-{
+static void sleep_until(double ms) {
     struct timespec t;
     t.tv_sec = (time_t)(ms / 1e3);
     t.tv_nsec = (long)((ms - (double)t.tv_sec * 1e3) * 1e6);
     while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, NULL) != 0) continue;
 }
 
-static int dial(void)
-{
+static int dial(void) {
     struct sockaddr_in to;
     struct timeval patience = {5, 0};
     int one = 1, fd = socket(AF_INET, SOCK_STREAM, 0);
@@ -57,8 +54,7 @@ static int dial(void)
 }
 
 /* The whole reply: head, then as many bytes as Content-Length says. */
-static int ask(int fd)
-{
+static int ask(int fd) {
     static const char request[] = "GET / HTTP/1.1\r\nHost: bench\r\n\r\n";
     char buf[4096], *end, *length;
     size_t have = 0;
@@ -77,8 +73,7 @@ static int ask(int fd)
     return strncmp(buf, "HTTP/1.1 200", 12) == 0;
 }
 
-static void *run(void *arg)
-{
+static void *run(void *arg) {
     int me = (int)(size_t)arg, i, fd = dial();
     double period = plan.delay_ms + 40, first = plan.start + period * me / plan.connections;
     for (i = 0; i < plan.requests && fd >= 0; i++) {
@@ -93,14 +88,12 @@ static void *run(void *arg)
     return NULL;
 }
 
-static int ascending(const void *a, const void *b)
-{
+static int ascending(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
     return (x > y) - (x < y);
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     pthread_t threads[MOST];
     int i, n, bad = 0;
     if (argc != 5) return 2;

@@ -8,7 +8,7 @@
 #define HOW "same file"
 #else
 #define _POSIX_C_SOURCE 200809L
-#define HOW "separate object"
+#define HOW             "separate object"
 #endif
 #include "../../chaos.h"
 
@@ -40,18 +40,15 @@ void *malloc(size_t n);
 void *calloc(size_t n, size_t size);
 void *realloc(void *p, size_t n);
 static unsigned long allocations;
-void *malloc(size_t n)
-{
+void *malloc(size_t n) {
     __atomic_add_fetch(&allocations, 1, __ATOMIC_RELAXED);
     return __libc_malloc(n);
 }
-void *calloc(size_t n, size_t size)
-{
+void *calloc(size_t n, size_t size) {
     __atomic_add_fetch(&allocations, 1, __ATOMIC_RELAXED);
     return __libc_calloc(n, size);
 }
-void *realloc(void *p, size_t n)
-{
+void *realloc(void *p, size_t n) {
     __atomic_add_fetch(&allocations, 1, __ATOMIC_RELAXED);
     return __libc_realloc(p, n);
 }
@@ -60,36 +57,25 @@ void *realloc(void *p, size_t n)
 static unsigned long allocations;
 #endif
 
-static double now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec * 1e9 + (double)t.tv_nsec;
-}
-
 /* CPU time of this thread: a busy machine must not look like a slow function. */
-static double cpu_ns(void)
-{
+static double cpu_ns(void) {
     struct timespec t;
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
     return (double)t.tv_sec * 1e9 + (double)t.tv_nsec;
 }
 
-static int ascending(const void *a, const void *b)
-{
+static int ascending(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
     return (x > y) - (x < y);
 }
 
-static double median(double *v, size_t n)
-{
+static double median(double *v, size_t n) {
     qsort(v, n, sizeof *v, ascending);
     return n % 2 ? v[n / 2] : (v[n / 2 - 1] + v[n / 2]) / 2;
 }
 
 /* goal 0 = none stated */
-static void row(const char *name, double value, const char *unit, double goal, const char *note)
-{
+static void row(const char *name, double value, const char *unit, double goal, const char *note) {
     char target[32] = "-";
     if (goal > 0) snprintf(target, sizeof target, "<= %g %s", goal, unit);
     printf("%s\t%.2f %s%s\t%s\t%s\n", name, value, unit, note, target, goal <= 0 ? "-" : value <= goal ? "ok" : "over");
@@ -101,8 +87,7 @@ static void row(const char *name, double value, const char *unit, double goal, c
 
 static const chaos_request request = {"GET", 3, "/api/v1/orders/42", 17, NULL, 0, NULL, NULL};
 
-static double loop_empty(long n)
-{
+static double loop_empty(long n) {
     chaos_verdict v;
     double t = cpu_ns();
     long i;
@@ -114,22 +99,47 @@ static double loop_empty(long n)
     return (cpu_ns() - t) / (double)n;
 }
 
-static double loop_decide(chaos *c, long n)
-{
+static double loop_decide(chaos *c, long n) {
     double t = cpu_ns();
     long i;
     for (i = 0; i < n; i++) {
-        chaos_verdict v;
         KEEP(&request);
-        v = chaos_decide(c, &request);
-        KEEP(&v);
+        {
+            chaos_verdict v = chaos_decide(c, &request);
+            KEEP(&v);
+        }
     }
     return (cpu_ns() - t) / (double)n;
 }
 
+#ifndef BENCH_ONE_FILE
+/* What any call across files costs, for scale: the compiler does not see where it goes. */
+static int nothing(chaos *c, const chaos_request *r) { return c != NULL && r->method_len == 3; }
+
+static double loop_call(long n) {
+    int (*volatile call)(chaos *, const chaos_request *) = nothing;
+    double t = cpu_ns();
+    long i;
+    for (i = 0; i < n; i++) {
+        int r = call(NULL, &request);
+        KEEP(&r);
+    }
+    return (cpu_ns() - t) / (double)n;
+}
+
+static void bench_call(long n) {
+    double over[ROUNDS];
+    int i;
+    for (i = 0; i < ROUNDS; i++) {
+        double empty = loop_empty(n);
+        over[i] = loop_call(n) - empty;
+    }
+    row("an empty call across files, for scale", median(over, ROUNDS), "ns", 0, "");
+}
+#endif
+
 /* Median of the paired differences to the empty loop, so that a change of clock rate hits both. */
-static double cost(chaos *c, long n)
-{
+static double cost(chaos *c, long n) {
     double over[ROUNDS];
     int i;
     loop_decide(c, n / 8);
@@ -147,8 +157,7 @@ typedef struct worker {
     pthread_barrier_t *start;
 } worker;
 
-static void *decide_worker(void *arg)
-{
+static void *decide_worker(void *arg) {
     worker *w = (worker *)arg;
     pthread_barrier_wait(w->start);
     w->ns = loop_decide(w->c, w->n);
@@ -156,8 +165,7 @@ static void *decide_worker(void *arg)
 }
 
 /* What one call costs a thread while a second thread does the same on the other core. */
-static double cost_of_two(chaos *c, long n)
-{
+static double cost_of_two(chaos *c, long n) {
     double over[ROUNDS];
     int i;
     for (i = 0; i < ROUNDS; i++) {
@@ -175,8 +183,7 @@ static double cost_of_two(chaos *c, long n)
     return median(over, ROUNDS);
 }
 
-static chaos *open_or_die(const char *config)
-{
+static chaos *open_or_die(const char *config) {
     chaos_desc desc;
     chaos_error err;
     chaos_report report;
@@ -199,8 +206,7 @@ static chaos *open_or_die(const char *config)
 }
 
 /* A loop that decides nothing would be fast for the wrong reason. */
-static void must_inject(chaos *c, bool yes)
-{
+static void must_inject(chaos *c, bool yes) {
     chaos_report report;
     unsigned long long sum = 0;
     int i;
@@ -212,8 +218,7 @@ static void must_inject(chaos *c, bool yes)
     }
 }
 
-static void bench_decide(void)
-{
+static void bench_decide(void) {
     static char rules[4096];
     char folder[] = "/tmp/chaos-bench-XXXXXX", path[64], source[72];
     size_t at;
@@ -252,8 +257,8 @@ static void bench_decide(void)
     chaos_close(c);
 }
 
-static void bench_parse(void)
-{
+#ifndef BENCH_ONE_FILE
+static void bench_parse(void) {
     static chaos_config config;
     double us[ROUNDS], t;
     long n = 40000 / scale, k;
@@ -278,8 +283,7 @@ static void bench_parse(void)
     printf("config parse, allocations\t%lu\t0\t%s\n", allocations - before, allocations == before ? "ok" : "over");
 }
 
-static void bench_allocations(void)
-{
+static void bench_allocations(void) {
     chaos *c = open_or_die(FOUR_KEYS);
     unsigned long before = allocations;
     if (!COUNTS_ALLOCATIONS) return;
@@ -289,14 +293,19 @@ static void bench_allocations(void)
     chaos_close(c);
 }
 
+static double now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec * 1e9 + (double)t.tv_nsec;
+}
+
 typedef struct sleeper {
     chaos *c;
     double late_ms[64];
     int naps, early;
 } sleeper;
 
-static void *sleep_worker(void *arg)
-{
+static void *sleep_worker(void *arg) {
     sleeper *s = (sleeper *)arg;
     chaos_verdict v;
     int i;
@@ -308,7 +317,7 @@ static void *sleep_worker(void *arg)
     memset(&v, 0, sizeof v);
     v.kind = CHAOS_DELAY;
     v.delay_us = 200000;
-    v.rule = -1;
+    v.rule = 0;
     for (i = 0; i < s->naps; i++) {
         double t = now_ns();
         chaos_wait(s->c, &v);
@@ -319,8 +328,7 @@ static void *sleep_worker(void *arg)
 }
 
 /* The proxy's delays are chaos_wait too: this is its wake-up time minus the deadline, without any socket. */
-static void bench_wait(void)
-{
+static void bench_wait(void) {
     static sleeper s[SLEEPERS];
     static double all[SLEEPERS * 64];
     pthread_t threads[SLEEPERS];
@@ -347,10 +355,10 @@ static void bench_wait(void)
         exit(1);
     }
 }
+#endif
 
-#ifdef HAVE_FIU
-static double loop_fiu(long n)
-{
+#if defined(HAVE_FIU) && !defined(BENCH_ONE_FILE)
+static double loop_fiu(long n) {
     double t = cpu_ns();
     long i;
     for (i = 0; i < n; i++) {
@@ -360,8 +368,7 @@ static double loop_fiu(long n)
     return (cpu_ns() - t) / (double)n;
 }
 
-static void fiu_row(const char *name, long n)
-{
+static void fiu_row(const char *name, long n) {
     double over[ROUNDS];
     int i;
     for (i = 0; i < ROUNDS; i++) {
@@ -371,8 +378,7 @@ static void fiu_row(const char *name, long n)
     row(name, median(over, ROUNDS), "ns", 0, "");
 }
 
-static void bench_fiu(void)
-{
+static void bench_fiu(void) {
     if (fiu_init(0) != 0) exit(1);
     fiu_row("libfiu fiu_fail, point off", 2000000 / scale);
     fiu_enable_random("posix/bench", 1, NULL, 0, 0.05f);
@@ -381,9 +387,11 @@ static void bench_fiu(void)
 }
 #endif
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     if (argc > 1 && strcmp(argv[1], "--quick") == 0) scale = 10;
+#ifndef BENCH_ONE_FILE
+    bench_call(20000000 / scale);
+#endif
     bench_decide();
 #ifndef BENCH_ONE_FILE
     bench_parse();

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""The command line of chaos-proxy, with real processes: every flag and variable, --check, exit codes, signals.
+"""The programs as users run them: every flag and variable of chaos-proxy, --check, exit codes, signals; then the
+in-process example and the upstream of the demo.
 
 Programs are taken from build/, or from $CHAOS_BUILD. Prints FAIL lines and "N passed, N failed"."""
 import json
@@ -18,6 +19,7 @@ import traceback
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 BUILD = os.environ.get("CHAOS_BUILD", os.path.join(TOP, "build"))
 PROXY = os.path.join(BUILD, "chaos-proxy")
+MIDDLEWARE = os.path.join(BUILD, "chaos-middleware")
 UPSTREAM = os.path.join(TOP, "build", "chaos-upstream")
 FOLDER = tempfile.TemporaryDirectory()
 DEADLINE = 10
@@ -361,6 +363,8 @@ def refused(port):
     try:
         connect(port).close()
         return False
+    except ConnectionResetError:  # caught in the backlog at that very moment
+        return False
     except ConnectionRefusedError:
         return True
 
@@ -549,6 +553,83 @@ def case_max_stale():
         os.unlink(os.path.join(folder, "c.json"))
         os.mkdir(os.path.join(folder, "c.json"))
         until(lambda: ask(p.port)[0] == 200, 3)
+
+
+# ---- the other programs ---------------------------------------------------------------------------------------------
+
+def middleware(config):
+    return Program(MIDDLEWARE, env={"CHAOS_CONFIG": config})
+
+
+def case_middleware_off():
+    with middleware("{}") as p:
+        conn = connect(p.port)
+        for _ in range(3):
+            status, fields, body = ask(p.port, conn=conn)
+            equal((status, body), (200, b"hello from the handler\n"))
+            assert "x-chaos-injected" not in fields, fields
+        equal(ask(p.port, "/nothing", conn=conn)[0], 404)
+        conn.close()
+        p.signal(signal.SIGTERM)
+        equal(p.wait(), 0)
+
+
+def case_middleware_error():
+    with middleware('{"enabled":true,"errorRate":100,"errorStatus":429,"errorBody":"slow down","retryAfter":7}') as p:
+        status, fields, body = ask(p.port)
+        equal((status, body, fields["x-chaos-injected"], fields["retry-after"], fields["cache-control"]),
+              (429, b"slow down", "error", "7", "no-store"))
+        equal(ask(p.port, "/healthz")[0], 200, "excluded by default")
+
+
+def case_middleware_latency_and_rules():
+    config = {"enabled": True, "rules": [{"name": "slow", "match": {"headers": {"x-user": "test-*"}}, "latency": 120}]}
+    with middleware(json.dumps(config)) as p:
+        begin = time.monotonic()
+        status, fields, _ = ask(p.port, headers="X-User: test-1\r\n")
+        took = time.monotonic() - begin
+        equal((status, fields["x-chaos-injected"], fields["x-chaos-delay-ms"]), (200, "latency", "120"))
+        assert 0.12 <= took < 2, took
+        assert "x-chaos-injected" not in ask(p.port, headers="X-User: real-1\r\n")[1]
+
+
+def case_middleware_ends_while_a_request_waits():
+    with middleware('{"enabled":true,"latency":60000}') as p:
+        conn = connect(p.port)
+        conn.sendall(b"GET / HTTP/1.1\r\nHost: t\r\n\r\n")
+        until(lambda: p.lines("inject"))
+        p.signal(signal.SIGTERM)
+        equal(read_reply(conn)[0], 200, "released")
+        equal(p.wait(), 0)
+
+
+def case_middleware_without_chaos():
+    with middleware("no such source") as p:  # said on stderr; the service itself must run
+        equal(ask(p.port)[0], 200)
+        assert "no chaos" in p.log(), p.log()
+
+
+def case_upstream():
+    letters = "".join(chr(ord("a") + n % 26) for n in range(20000)).encode()
+    conn = connect(service.port)
+    equal(ask(service.port, "/bytes/20000", conn=conn)[2], letters)
+    equal(ask(service.port, "/healthz?x=1", conn=conn)[2], b"ok\n")
+    equal(ask(service.port, "/nothing", conn=conn)[0], 404)
+    conn.sendall(b"POST /echo HTTP/1.1\r\nHost: t\r\nContent-Length: 5\r\n\r\nabcdeHEAD /bytes/9 HTTP/1.0\r\n\r\n")  # pipelined
+    data = b""
+    while True:
+        got = conn.recv(65536)
+        if not got:
+            break
+        data += got
+    conn.close()
+    assert b"\r\n\r\nabcdeHTTP/1.1 200" in data and data.endswith(b"Connection: close\r\n\r\n"), data
+    with connect(service.port) as chunked:
+        chunked.sendall(b"GET /chunked/30 HTTP/1.0\r\n\r\n")
+        data = b""
+        while not data.endswith(b"0\r\n\r\n"):
+            data += chunked.recv(65536)
+        equal(data.split(b"\r\n\r\n", 1)[1], b"1e\r\n" + letters[:30] + b"\r\n0\r\n\r\n")
 
 
 def main():
