@@ -15,7 +15,7 @@ version := $(shell sed -n 's/^.define CHAOS_VERSION  *"\(.*\)"/\1/p' chaos.h)
 
 programs := $(build)/chaos-proxy $(build)/chaos-upstream $(build)/chaos-middleware
 tests := $(patsubst tests/%.c,%,$(wildcard tests/unit/*.c tests/net/*.c tests/regress/*.c))
-fuzzers := $(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
+fuzzers := $(filter-out standalone,$(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/*.c)))
 peers := $(wildcard tests/peers/*.py tests/peers/*.sh)
 test_needs := chaos.h $(wildcard tests/*.h tests/unit/*.h tests/net/*.h tests/fuzz/*.h)
 
@@ -55,6 +55,16 @@ tsan_under = $(shell setarch -R true 2>/dev/null && echo setarch -R)
 $(foreach s,asan ubsan tsan,$(eval $(call sanitizer,$(s))))
 
 # libFuzzer where clang brings it, else the same targets mutated by their own standalone main.
+fuzz_build = $(if $(shell echo 'int LLVMFuzzerTestOneInput(void);int LLVMFuzzerTestOneInput(void){return 0;}' | \
+    clang -fsanitize=fuzzer -x c - -o /dev/null 2>/dev/null && echo yes), \
+    clang $(flags) -O1 -g -fsanitize=fuzzer$(comma)address$(comma)undefined -fno-sanitize-recover=all, \
+    $(compile) tests/fuzz/standalone.c)
+comma := ,
+
+$(build)/fuzz/%: tests/fuzz/%.c $(test_needs) $(wildcard tests/fuzz/standalone.c) Makefile
+	@mkdir -p $(@D)
+	$(fuzz_build) -o $@ $< $(link)
+
 fuzz: $(fuzzers:%=$(build)/fuzz/%)
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) sh tests/fuzz/run $(fuzzers:%=$(build)/fuzz/%)
 

@@ -116,12 +116,7 @@ CHAOS_API const char *chaos_result_text(chaos_result code);
 #define CHAOS_MAX_TEXT         11264 /* bytes of all strings of one config */
 #define CHAOS_MAX_CONCURRENT   4096  /* upper bound of maxConcurrent */
 
-typedef enum chaos_latency {
-    CHAOS_LATENCY_FIXED,
-    CHAOS_LATENCY_UNIFORM,
-    CHAOS_LATENCY_EXPONENTIAL,
-    CHAOS_LATENCY_QUANTILES
-} chaos_latency;
+typedef enum chaos_latency { CHAOS_LATENCY_FIXED, CHAOS_LATENCY_UNIFORM, CHAOS_LATENCY_EXPONENTIAL, CHAOS_LATENCY_QUANTILES } chaos_latency;
 
 /* What happens to one request. The error kinds stand in the order of the errorMode names. */
 typedef enum chaos_kind {
@@ -256,6 +251,7 @@ typedef enum chaos_state { CHAOS_STATES(CHAOS_STATE_CODE) CHAOS_STATE_COUNT } ch
 typedef struct chaos_report {
     chaos_state state;
     char reason[200];           /* why this state, in words */
+    char problem[200];          /* what the last fetch or parse said; "" = nothing */
     unsigned long long version; /* of the config in use; 0 = none yet */
     long long age_ms;           /* since the last successful fetch; -1 = never or not fetched (inline, env) */
     long long end_ms;           /* Unix epoch at which chaos ends; 0 = no end */
@@ -303,11 +299,11 @@ typedef struct chaos_fetched {
 
 /* All zero = sane defaults. Strings are copied. */
 typedef struct chaos_desc {
-    const char *config;   /* file:PATH, env:NAME or JSON text; NULL = $CHAOS_CONFIG, else off */
-    const char *instance; /* NULL = $CHAOS_INSTANCE, the Lambda log stream, the ECS task, the host name; cut to 127 bytes */
-    const char *service;  /* NULL = $CHAOS_SERVICE, the function name, ""; cut to 127 bytes */
-    int ttl_ms;           /* 0 = 30,000 while off, 10,000 while on; else both; 10..86,400,000 */
-    int max_stale_ms;     /* 0 = 60,000; last good config is used this long beyond its TTL; -1 = not at all */
+    const char *config;        /* file:PATH, env:NAME or JSON text; NULL = $CHAOS_CONFIG, else off */
+    const char *instance;      /* NULL = $CHAOS_INSTANCE, the Lambda log stream, the ECS task, the host name; cut to 127 bytes */
+    const char *service;       /* NULL = $CHAOS_SERVICE, the function name, ""; cut to 127 bytes */
+    int ttl_ms;                /* 0 = 30,000 while off, 10,000 while on; else both; 10..86,400,000 */
+    int max_stale_ms;          /* 0 = 60,000; last good config is used this long beyond its TTL; -1 = not at all */
     chaos_fault_log fault_log; /* fault lines: all (50 a second, then summarised), sample (1 a second), none */
     bool quiet;                /* no log lines at all */
     bool no_thread;            /* no refresher: the program calls chaos_refresh itself */
@@ -329,17 +325,15 @@ typedef struct chaos_desc {
 /* Opens a handle. inline, env: and file: are read before it returns; anything slower is left to the refresher thread,
    so it never waits for a network. A bad config TEXT does not fail: the handle is off, state `invalid`. NULL only for a
    source of unknown form, a desc out of range, no memory, or a failing system call (err says which). desc may be NULL. */
-CHAOS_POINT(chaos *, chaos_open, (const chaos_desc *desc, chaos_error *err), (void)desc; (void)err;
-            return (chaos *)(size_t) "off")
+CHAOS_POINT(chaos *, chaos_open, (const chaos_desc *desc, chaos_error *err), (void)desc; (void)err; return (chaos *)(size_t) "off")
 
 /* Off, wakes every waiter, waits until no chaos_wait is inside, stops the refresher, frees. No other call may start
    during or after it. */
 CHAOS_POINT(void, chaos_close, (chaos * c), (void)c)
 
 /* The verdict on one request. Never sleeps, never blocks, never allocates. Off: a load and a branch. Any thread. */
-CHAOS_POINT(chaos_verdict, chaos_decide, (chaos * c, const chaos_request *req),
-            chaos_verdict v = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
-            (void)c; (void)req; return v)
+CHAOS_POINT(chaos_verdict, chaos_decide, (chaos * c, const chaos_request *req), chaos_verdict v = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0}; (void)c;
+            (void)req; return v)
 
 /* Sleeps v's delay; returns early when chaos goes off (within 100 ms). Threaded callers only: event loops use their own
    timer and chaos_wake_fd. Any thread. */
@@ -347,12 +341,12 @@ CHAOS_POINT(void, chaos_wait, (chaos * c, const chaos_verdict *v), (void)c; (voi
 
 /* Tells the real outcome of a request: status (0 = none) and duration. Gives back the maxConcurrent place of v; a missing
    or repeated call can only weaken chaos. Any thread. */
-CHAOS_POINT(void, chaos_done, (chaos * c, const chaos_verdict *v, int status, unsigned long long us), (void)c; (void)v;
-            (void)status; (void)us)
+CHAOS_POINT(void, chaos_done, (chaos * c, const chaos_verdict *v, int status, unsigned long long us), (void)c; (void)v; (void)status;
+            (void)us)
 
 /* Copies the body of v's injected reply, NUL-terminated; returns its length (cut when >= cap). Any thread. */
-CHAOS_POINT(size_t, chaos_verdict_body, (chaos * c, const chaos_verdict *v, char *buf, size_t cap), (void)c; (void)v;
-            if (cap) buf[0] = 0; return 0)
+CHAOS_POINT(size_t, chaos_verdict_body, (chaos * c, const chaos_verdict *v, char *buf, size_t cap), (void)c; (void)v; if (cap) buf[0] = 0;
+            return 0)
 
 /* Retry-After seconds of v's injected reply, -1 = none. Any thread. */
 CHAOS_POINT(int, chaos_verdict_retry_after, (chaos * c, const chaos_verdict *v), (void)c; (void)v; return -1)
@@ -397,8 +391,8 @@ typedef struct chaos_proxy_desc {
 } chaos_proxy_desc;
 
 /* Runs the proxy until chaos_proxy_stop; returns when its last thread is gone. One run per handle at a time. */
-CHAOS_POINT(chaos_result, chaos_proxy_run, (chaos * c, const chaos_proxy_desc *desc, chaos_error *err), (void)c; (void)desc;
-            (void)err; return CHAOS_ERR_COMPILED_OUT)
+CHAOS_POINT(chaos_result, chaos_proxy_run, (chaos * c, const chaos_proxy_desc *desc, chaos_error *err), (void)c; (void)desc; (void)err;
+            return CHAOS_ERR_COMPILED_OUT)
 
 /* Stops accepting, closes idle connections, lets requests in progress end within drain_timeout. Latched: a stop before the
    run ends that run at once. Async-signal-safe. Any thread. */
@@ -531,11 +525,7 @@ CHAOSI_FN chaosi_span chaosi_of(const char *at, size_t len) {
 }
 
 CHAOSI_FN chaosi_span chaosi_str(const char *text) { return chaosi_of(text, strlen(text)); }
-
-CHAOSI_FN bool chaosi_same(chaosi_span a, chaosi_span b) {
-    return a.len == b.len && (a.len == 0 || memcmp(a.at, b.at, a.len) == 0);
-}
-
+CHAOSI_FN bool chaosi_same(chaosi_span a, chaosi_span b) { return a.len == b.len && (a.len == 0 || memcmp(a.at, b.at, a.len) == 0); }
 CHAOSI_FN char chaosi_lower(char c) { return c >= 'A' && c <= 'Z' ? (char)(c + ('a' - 'A')) : c; }
 
 CHAOSI_FN bool chaosi_same_nocase(chaosi_span a, chaosi_span b) {
@@ -679,8 +669,8 @@ CHAOSI_FN const char *chaosi_rfc3339(char *buf, long long unix_ms, bool with_ms)
     int year = 1970, month = 1, n;
     while (year < 9999 && days >= chaosi_days(year + 1, 1, 1)) year++;
     while (month < 12 && days >= chaosi_days(year, month + 1, 1)) month++;
-    n = snprintf(buf, 80, "%04d-%02d-%02dT%02d:%02d:%02d", year, month, (int)(days - chaosi_days(year, month, 1)) + 1,
-                 (int)(ms / 3600000), (int)(ms / 60000 % 60), (int)(ms / 1000 % 60));
+    n = snprintf(buf, 80, "%04d-%02d-%02dT%02d:%02d:%02d", year, month, (int)(days - chaosi_days(year, month, 1)) + 1, (int)(ms / 3600000),
+                 (int)(ms / 60000 % 60), (int)(ms / 1000 % 60));
     if (with_ms || ms % 1000) n += snprintf(buf + n, 8, ".%03u", (unsigned)(ms % 1000) & 1023u);
     strcpy(buf + n, "Z");
     return buf;
@@ -866,8 +856,7 @@ CHAOSI_COLD chaosi_token chaosi_json_unexpected(chaosi_json *j, const char *want
     chaosi_u8 c;
     if (j->pos >= j->len) return chaosi_json_fail(j, j->pos, j->len ? "the text ends too early" : "the text is empty");
     c = (chaosi_u8)j->text[j->pos];
-    if (chaosi_json_starts(j, "\xef\xbb\xbf"))
-        return chaosi_json_fail(j, j->pos, "a byte order mark (BOM); save as UTF-8 without it");
+    if (chaosi_json_starts(j, "\xef\xbb\xbf")) return chaosi_json_fail(j, j->pos, "a byte order mark (BOM); save as UTF-8 without it");
     if (j->pos < 2 && (c == 0xff || c == 0xfe || c == 0)) return chaosi_json_fail(j, j->pos, "UTF-16 or UTF-32; save as UTF-8");
     if (c == '/' || c == '#') return chaosi_json_fail(j, j->pos, "JSON has no comments");
     if (c == '\'') return chaosi_json_fail(j, j->pos, "strings need double quotes");
@@ -953,8 +942,7 @@ CHAOSI_FN chaosi_token chaosi_json_next(chaosi_json *j) {
             return chaosi_json_unexpected(j, object ? "expected a comma or }" : "expected a comma or ]");
         j->pos++;
         chaosi_json_space(j);
-        if (j->pos < j->len && j->text[j->pos] == closer)
-            return chaosi_json_fail(j, j->pos, "a comma before the closing bracket");
+        if (j->pos < j->len && j->text[j->pos] == closer) return chaosi_json_fail(j, j->pos, "a comma before the closing bracket");
     }
     return object ? chaosi_json_key(j) : chaosi_json_value(j);
 }
@@ -1198,8 +1186,7 @@ CHAOSI_FN int chaosi_which_key(chaosi_parse *p, int where, chaosi_u32 *seen) {
     else if (i == CHAOSI_KEY_COUNT) chaosi_unknown_key(p, chaosi_of(name, n), where);
     else if (chaosi_keys[i].where & CHAOSI_LATER)
         chaosi_bad(p, CHAOS_ERR_UNSUPPORTED, "\"%s\" is not in this version", chaosi_keys[i].name);
-    else if (!(chaosi_keys[i].where & where))
-        chaosi_bad(p, CHAOS_ERR_UNKNOWN_KEY, "\"%s\" may not stand in a rule", chaosi_keys[i].name);
+    else if (!(chaosi_keys[i].where & where)) chaosi_bad(p, CHAOS_ERR_UNKNOWN_KEY, "\"%s\" may not stand in a rule", chaosi_keys[i].name);
     else if (*seen >> i & 1u) chaosi_bad(p, CHAOS_ERR_DUPLICATE_KEY, "duplicate key \"%s\"", chaosi_keys[i].name);
     else {
         *seen |= 1u << i;
@@ -1223,13 +1210,11 @@ CHAOSI_FN chaos_result chaosi_int_here(chaosi_parse *p, const char *key, long lo
     while (digits < len && chaosi_is_digit(s[digits])) digits++;
     for (i = digits + 1; i < len && s[i] == '0'; i++) {}
     if (digits < len && s[digits] == '.' && i == len)
-        return chaosi_bad(p, CHAOS_ERR_TYPE, "\"%s\" must be a whole number: write %.*s", key, (int)(digits < 24 ? digits : 24),
-                          s);
+        return chaosi_bad(p, CHAOS_ERR_TYPE, "\"%s\" must be a whole number: write %.*s", key, (int)(digits < 24 ? digits : 24), s);
     if (digits < len) return chaosi_bad(p, CHAOS_ERR_TYPE, "\"%s\" must be a whole number", key);
     for (i = *s == '-' ? 1 : 0; i < digits && value < 1000000000000000000ll / 10; i++) value = value * 10 + (s[i] - '0');
     if (*s == '-') value = -value;
-    if (i < digits || value < lo || value > hi)
-        return chaosi_bad(p, CHAOS_ERR_RANGE, "\"%s\" is out of range: %lld..%lld", key, lo, hi);
+    if (i < digits || value < lo || value > hi) return chaosi_bad(p, CHAOS_ERR_RANGE, "\"%s\" is out of range: %lld..%lld", key, lo, hi);
     *out = value;
     return CHAOS_OK;
 }
@@ -1306,8 +1291,7 @@ CHAOSI_FN chaos_result chaosi_item_check(chaosi_parse *p, chaosi_span s, chaosi_
     if (kind == CHAOSI_ITEM_PATH && s.at[0] != '/' && s.at[0] != '*')
         return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\": a path glob starts with / or *", p->key);
     for (i = 0; i < s.len && (kind == CHAOSI_ITEM_METHOD || kind == CHAOSI_ITEM_NAME); i++) {
-        if (!chaosi_is_token_char(s.at[i]))
-            return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" holds a name that HTTP does not allow", p->key);
+        if (!chaosi_is_token_char(s.at[i])) return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" holds a name that HTTP does not allow", p->key);
         if (kind == CHAOSI_ITEM_METHOD && s.at[i] >= 'a' && s.at[i] <= 'z')
             return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\": methods are written in capitals", p->key);
     }
@@ -1318,8 +1302,7 @@ CHAOSI_FN chaos_result chaosi_add_item(chaosi_parse *p, chaosi_item_kind kind, c
     chaos_config *cfg = p->out;
     chaos_text *item = &cfg->items[cfg->item_count];
     chaos_result r;
-    if (cfg->item_count == CHAOS_MAX_ITEMS)
-        return chaosi_bad(p, CHAOS_ERR_TOO_LARGE, "over %d strings in lists", CHAOS_MAX_ITEMS);
+    if (cfg->item_count == CHAOS_MAX_ITEMS) return chaosi_bad(p, CHAOS_ERR_TOO_LARGE, "over %d strings in lists", CHAOS_MAX_ITEMS);
     r = chaosi_keep(p, 256, item);
     if (r == CHAOS_OK) r = chaosi_item_check(p, chaosi_text_of(cfg, *item), kind);
     cfg->item_count++;
@@ -1338,8 +1321,7 @@ CHAOSI_FN chaos_result chaosi_list_of(chaosi_parse *p, chaosi_item_kind kind, bo
         r = chaosi_add_item(p, kind, list);
         if (r != CHAOS_OK) return r;
     }
-    if (!list->count && !may_be_empty)
-        return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" must not be empty; leave it out to match all", p->key);
+    if (!list->count && !may_be_empty) return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" must not be empty; leave it out to match all", p->key);
     return CHAOS_OK;
 }
 
@@ -1416,8 +1398,7 @@ CHAOSI_FN chaos_result chaosi_latency_kind(chaosi_parse *p, chaosi_u32 seen, con
     static const chaosi_u32 needs[3] = {1u << 0 | 1u << 1, 1u << 2 | 1u << 1, 1u << 3 | 1u << 4 | 1u << 5 | 1u << 1};
     int kind, i;
     for (kind = 0; kind < 3 && needs[kind] != seen; kind++) {}
-    if (kind == 3)
-        return chaosi_bad(p, CHAOS_ERR_MISSING_KEY, "\"latency\" takes min and max, or mean and max, or p50, p95, p99 and max");
+    if (kind == 3) return chaosi_bad(p, CHAOS_ERR_MISSING_KEY, "\"latency\" takes min and max, or mean and max, or p50, p95, p99 and max");
     for (i = 0; i < 4; i++) {
         f->latency[i] = (unsigned)v[order[kind][i]];
         if (i && f->latency[i] < f->latency[i - 1])
@@ -1495,8 +1476,7 @@ CHAOSI_FN chaos_result chaosi_expires(chaosi_parse *p, long long *out) {
         if (r != CHAOS_OK) return r;
         if (*out > CHAOSI_YEAR_2100)
             return chaosi_bad(p, CHAOS_ERR_RANGE, "\"expiresAt\" is beyond 2100: it looks like milliseconds, write seconds");
-        if (*out < CHAOSI_YEAR_2000)
-            return chaosi_bad(p, CHAOS_ERR_RANGE, "\"expiresAt\" is before 2000: it is a moment, not a duration");
+        if (*out < CHAOSI_YEAR_2000) return chaosi_bad(p, CHAOS_ERR_RANGE, "\"expiresAt\" is before 2000: it is a moment, not a duration");
         *out *= 1000;
         return CHAOS_OK;
     }
@@ -1506,8 +1486,7 @@ CHAOSI_FN chaos_result chaosi_expires(chaosi_parse *p, long long *out) {
     *out = strcmp(s, "never") == 0 ? -1 : chaosi_moment(s);
     if (*out == -1 && strcmp(s, "never") == 0) return CHAOS_OK;
     if (*out == -1)
-        return chaosi_bad(p, CHAOS_ERR_VALUE,
-                          "\"expiresAt\" must be RFC 3339 in UTC (2026-01-31T12:00:00Z), epoch seconds or \"never\"");
+        return chaosi_bad(p, CHAOS_ERR_VALUE, "\"expiresAt\" must be RFC 3339 in UTC (2026-01-31T12:00:00Z), epoch seconds or \"never\"");
     if (*out / 1000 > CHAOSI_YEAR_2100) return chaosi_bad(p, CHAOS_ERR_RANGE, "\"expiresAt\" is beyond 2100");
     if (*out / 1000 < CHAOSI_YEAR_2000) return chaosi_bad(p, CHAOS_ERR_RANGE, "\"expiresAt\" is before 2000");
     return CHAOS_OK;
@@ -1517,8 +1496,7 @@ CHAOSI_FN chaos_result chaosi_error_mode(chaosi_parse *p, chaos_fault *f) {
     int i = 0;
     chaos_result r = chaosi_choice(p, chaosi_modes, CHAOSI_MODE_COUNT, "status, reset, close, hang, truncate or corrupt", &i);
     if (r != CHAOS_OK) return r;
-    if (i >= CHAOSI_MODES_NOW)
-        return chaosi_bad(p, CHAOS_ERR_UNSUPPORTED, "\"errorMode\": \"%s\" is not in this version", chaosi_modes[i]);
+    if (i >= CHAOSI_MODES_NOW) return chaosi_bad(p, CHAOS_ERR_UNSUPPORTED, "\"errorMode\": \"%s\" is not in this version", chaosi_modes[i]);
     f->error_mode = (chaosi_u8)(CHAOS_STATUS + i);
     return CHAOS_OK;
 }
@@ -1605,8 +1583,7 @@ CHAOSI_FN chaos_result chaosi_rules(chaosi_parse *p) {
     while (r == CHAOS_OK && (t = chaosi_json_next(&p->j)) != CHAOSI_JSON_ARRAY_END) {
         p->key = "rules";
         if (t != CHAOSI_JSON_OBJECT) return chaosi_expected(p, t, "a list of objects");
-        if (p->out->rule_count == CHAOS_MAX_RULES)
-            return chaosi_bad(p, CHAOS_ERR_TOO_LARGE, "over %d \"rules\"", CHAOS_MAX_RULES);
+        if (p->out->rule_count == CHAOS_MAX_RULES) return chaosi_bad(p, CHAOS_ERR_TOO_LARGE, "over %d \"rules\"", CHAOS_MAX_RULES);
         p->rule = p->out->rule_count;
         r = chaosi_one_rule(p, &p->out->rules[p->rule]);
         p->out->rule_count++;
@@ -1645,8 +1622,7 @@ chaos_result chaos_config_parse(chaos_config *out, const char *json, size_t len,
     if (!err) err = &local;
     chaosi_no_error(err);
     chaosi_config_default(out);
-    if (len > CHAOS_CONFIG_INPUT_MAX)
-        return chaosi_fail(err, CHAOS_ERR_TOO_LARGE, "the config is over %d bytes", CHAOS_CONFIG_INPUT_MAX);
+    if (len > CHAOS_CONFIG_INPUT_MAX) return chaosi_fail(err, CHAOS_ERR_TOO_LARGE, "the config is over %d bytes", CHAOS_CONFIG_INPUT_MAX);
     memset(&p, 0, sizeof p);
     p.j = chaosi_json_begin(json, len, err);
     p.out = out;
@@ -1719,8 +1695,7 @@ CHAOSI_FN void chaosi_put_latency(chaosi_out *o, const chaos_fault *f) {
 
 /* The fault keys in which f differs from base. */
 CHAOSI_FN void chaosi_put_fault(chaosi_out *o, const chaos_config *cfg, const chaos_fault *f, const chaos_fault *base) {
-    if (f->latency_kind != base->latency_kind || memcmp(f->latency, base->latency, sizeof f->latency) != 0)
-        chaosi_put_latency(o, f);
+    if (f->latency_kind != base->latency_kind || memcmp(f->latency, base->latency, sizeof f->latency) != 0) chaosi_put_latency(o, f);
     if (f->latency_rate != base->latency_rate) chaosi_put_number(o, "latencyRate", f->latency_rate);
     if (f->error_rate != base->error_rate) chaosi_put_number(o, "errorRate", f->error_rate);
     if (f->error_status != base->error_status) chaosi_put_number(o, "errorStatus", f->error_status);
@@ -1793,7 +1768,6 @@ CHAOSI_FN chaosi_u32 chaosi_roll(chaosi_u64 base, chaosi_u64 key, chaosi_u64 pur
 }
 
 CHAOSI_FN chaosi_u32 chaosi_of_10000(chaosi_u32 roll) { return (chaosi_u32)((chaosi_u64)roll * 10000 >> 32); }
-
 CHAOSI_FN bool chaosi_hits(chaosi_u32 roll, unsigned percent) { return chaosi_of_10000(roll) < percent * 100; }
 
 /* -ln(u) in 1/65536 for u = (roll + 1) / 2^32: log2 by its leading bit and a table with linear interpolation, then
@@ -2003,9 +1977,7 @@ CHAOSI_FN bool chaosi_judge(const chaos_config *cfg, const chaos_request *req, c
 }
 
 /* Share of instances: the hash of the id alone, so that it is sticky over experiments and nested as it grows. 0..99. */
-CHAOSI_FN unsigned chaosi_canary_slot(chaosi_span instance) {
-    return (unsigned)((chaosi_mix(chaosi_hash(instance)) >> 32) * 100 >> 32);
-}
+CHAOSI_FN unsigned chaosi_canary_slot(chaosi_span instance) { return (unsigned)((chaosi_mix(chaosi_hash(instance)) >> 32) * 100 >> 32); }
 
 CHAOSI_FN bool chaosi_takes_part(const chaos_config *cfg, chaosi_span instance) {
     int i;
@@ -2113,12 +2085,10 @@ CHAOSI_FN chaos_result chaosi_source_of(chaosi_source *s, const chaos_desc *desc
         return CHAOS_OK;
     }
     if (strncmp(rest, "ssm:", 4) == 0 || strncmp(rest, "appconfig:", 10) == 0)
-        return chaosi_fail(err, CHAOS_ERR_UNSUPPORTED, "config source \"%.80s\": ssm: and appconfig: are not in this version",
-                           rest);
+        return chaosi_fail(err, CHAOS_ERR_UNSUPPORTED, "config source \"%.80s\": ssm: and appconfig: are not in this version", rest);
     s->scheme = strncmp(rest, "file:", 5) == 0 ? CHAOSI_FILE : strncmp(rest, "env:", 4) == 0 ? CHAOSI_ENV : CHAOSI_NONE;
     if (s->scheme == CHAOSI_NONE)
-        return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "config source \"%.60s\" is none of file:PATH, env:NAME or JSON text",
-                           rest);
+        return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "config source \"%.60s\" is none of file:PATH, env:NAME or JSON text", rest);
     s->fetched = s->scheme == CHAOSI_FILE;
     rest = strchr(rest, ':') + 1;
     if (!*rest) return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "config source \"%.60s\" names nothing", text);
@@ -2163,13 +2133,15 @@ typedef struct chaosi_slot {
     chaos_config cfg;
 } chaosi_slot;
 
-typedef enum chaosi_loaded {
-    CHAOSI_LOADED_NOTHING,
-    CHAOSI_LOADED_GOOD,
-    CHAOSI_LOADED_NOT_FOUND,
-    CHAOSI_LOADED_INVALID
-} chaosi_loaded;
-typedef enum chaosi_news { CHAOSI_NEWS_STATE, CHAOSI_NEWS_CONFIG, CHAOSI_NEWS_FETCH_FAILED, CHAOSI_NEWS_TICK } chaosi_news;
+typedef enum chaosi_loaded { CHAOSI_LOADED_NOTHING, CHAOSI_LOADED_GOOD, CHAOSI_LOADED_NOT_FOUND, CHAOSI_LOADED_INVALID } chaosi_loaded;
+typedef enum chaosi_news {
+    CHAOSI_NEWS_OPEN,
+    CHAOSI_NEWS_STATE,
+    CHAOSI_NEWS_CONFIG,
+    CHAOSI_NEWS_FETCH_FAILED,
+    CHAOSI_NEWS_BEAT,
+    CHAOSI_NEWS_TICK
+} chaosi_news;
 
 /* Counters, the words of chaos_report from `requests` on. Each thread adds to one of a few stripes, so that two threads do
    not fight over a cache line; a reader sums the stripes. */
@@ -2282,7 +2254,6 @@ CHAOSI_FN chaosi_u64 chaosi_sum(const chaos *c, size_t word) {
 
 /* a + b without wrapping past CHAOSI_NEVER. */
 CHAOSI_FN chaosi_u64 chaosi_later(chaosi_u64 a, chaosi_u64 b) { return a > CHAOSI_NEVER - b ? CHAOSI_NEVER : a + b; }
-
 CHAOSI_FN chaosi_u64 chaosi_min(chaosi_u64 a, chaosi_u64 b) { return a < b ? a : b; }
 
 CHAOSI_HOT void chaosi_read_hot(chaos *c, chaosi_hot *out) {
@@ -2472,8 +2443,8 @@ CHAOSI_FN void chaosi_publish(chaos *c) {
     hot.max_faults = cfg->max_faults;
     hot.max_concurrent = cfg->max_concurrent;
     hot.dry_run = cfg->dry_run;
-    hot.simple = !cfg->rule_count && cfg->default_exclude && !cfg->match.methods.count && !cfg->match.paths.count &&
-                 !cfg->match.headers.count;
+    hot.simple =
+        !cfg->rule_count && cfg->default_exclude && !cfg->match.methods.count && !cfg->match.paths.count && !cfg->match.headers.count;
     chaosi_write_hot(c, &hot);
 }
 
@@ -2496,9 +2467,7 @@ CHAOSI_FN void chaosi_set_end(chaos *c, const chaos_config *cfg, const chaos_fet
     c->end_is_lease = cfg->expires_ms == 0 && c->source.fetched;
     if (cfg->expires_ms > 0) c->end_wall = (chaosi_u64)cfg->expires_ms * CHAOSI_MS;
     else c->end_wall = c->end_is_lease ? from + CHAOSI_LEASE_MS * CHAOSI_MS : CHAOSI_NEVER;
-    c->end_mono = c->end_wall == CHAOSI_NEVER ? CHAOSI_NEVER
-                  : c->end_wall > wall        ? chaosi_later(mono, c->end_wall - wall)
-                                              : mono;
+    c->end_mono = c->end_wall == CHAOSI_NEVER ? CHAOSI_NEVER : c->end_wall > wall ? chaosi_later(mono, c->end_wall - wall) : mono;
 }
 
 CHAOSI_FN void chaosi_take_problem(chaos *c, const chaos_error *err) {
@@ -2598,7 +2567,8 @@ CHAOSI_FN chaos_result chaosi_refresh(chaos *c, bool tell, chaos_error *err) {
     chaosi_no_error(err);
     CHAOSI_LOCK(&c->fetch_lock);
     r = chaosi_fetch(&c->source, c->bytes, CHAOS_CONFIG_INPUT_MAX + 1, &got, err);
-    if (r != CHAOS_OK && err->code == CHAOS_OK) chaosi_fail(err, r, "%s", chaos_result_text(r));
+    if (r != CHAOS_OK && !err->text[0]) chaosi_fail(err, r, "%s", chaos_result_text(r));
+    err->code = r;
     if (got.len > CHAOS_CONFIG_INPUT_MAX + 1) got.len = CHAOS_CONFIG_INPUT_MAX + 1;
     news = chaosi_apply(c, r, &got, err);
     if (tell && news & 1) c->tell(c, c->failing ? CHAOSI_NEWS_FETCH_FAILED : CHAOSI_NEWS_CONFIG);
@@ -2744,8 +2714,7 @@ CHAOSI_FN bool chaosi_is_host(chaosi_span s) {
     size_t i;
     for (i = 0; i < s.len; i++) {
         char c = s.at[i];
-        if (!chaosi_is_digit(c) && !(chaosi_lower(c) >= 'a' && chaosi_lower(c) <= 'z') &&
-            !(c && strchr("-._~%!$&'()*+,;=:[]", c)))
+        if (!chaosi_is_digit(c) && !(chaosi_lower(c) >= 'a' && chaosi_lower(c) <= 'z') && !(c && strchr("-._~%!$&'()*+,;=:[]", c)))
             return false;
     }
     for (i = s.len; i > 0 && s.at[i - 1] != ':' && s.at[i - 1] != ']'; i--) {}
@@ -2842,8 +2811,7 @@ CHAOSI_FN int chaosi_fields(chaosi_head *h, const char *buf, size_t len, size_t 
 
 /* "HTTP/1.x": 0 = fine (minor set), else the status. */
 CHAOSI_FN int chaosi_version_of(chaosi_span s, int *minor) {
-    if (s.len != 8 || memcmp(s.at, "HTTP/", 5) != 0 || !chaosi_is_digit(s.at[5]) || s.at[6] != '.' || !chaosi_is_digit(s.at[7]))
-        return 400;
+    if (s.len != 8 || memcmp(s.at, "HTTP/", 5) != 0 || !chaosi_is_digit(s.at[5]) || s.at[6] != '.' || !chaosi_is_digit(s.at[7])) return 400;
     if (s.at[5] != '1') return 505;
     *minor = s.at[7] == '0' ? 0 : 1;
     return 0;
@@ -2905,8 +2873,7 @@ CHAOSI_FN int chaosi_http_reply(chaosi_head *h, const char *buf, size_t len) {
     r = chaosi_line_at(buf, len, 0, &line);
     if (r < 0 || memcmp(buf, "HTTP/", len < 5 ? len : 5) != 0) return -502;
     if (r == 0) return 0;
-    if (line.len < 12 || chaosi_version_of(chaosi_of(line.at, 8), &h->minor) || line.at[8] != ' ' ||
-        (line.len > 12 && line.at[12] != ' '))
+    if (line.len < 12 || chaosi_version_of(chaosi_of(line.at, 8), &h->minor) || line.at[8] != ' ' || (line.len > 12 && line.at[12] != ' '))
         return -502;
     h->status = chaosi_digits(line.at + 9, 3);
     if (h->status < 100 || h->status > 599) return -502;
@@ -2964,8 +2931,7 @@ CHAOSI_FN chaosi_chunk_state chaosi_chunk_byte(chaosi_chunked *d, char c) {
         return c == '\r' ? CHAOSI_CHUNK_LAST_LF : chaosi_is_token_char(c) ? CHAOSI_CHUNK_TRAILER_NAME : CHAOSI_CHUNK_BAD;
     case CHAOSI_CHUNK_TRAILER_NAME:
         return c == ':' ? CHAOSI_CHUNK_TRAILER_VALUE : chaosi_is_token_char(c) ? CHAOSI_CHUNK_TRAILER_NAME : CHAOSI_CHUNK_BAD;
-    case CHAOSI_CHUNK_TRAILER_VALUE:
-        return c == '\r' ? CHAOSI_CHUNK_TRAILER_LF : text ? CHAOSI_CHUNK_TRAILER_VALUE : CHAOSI_CHUNK_BAD;
+    case CHAOSI_CHUNK_TRAILER_VALUE: return c == '\r' ? CHAOSI_CHUNK_TRAILER_LF : text ? CHAOSI_CHUNK_TRAILER_VALUE : CHAOSI_CHUNK_BAD;
     case CHAOSI_CHUNK_TRAILER_LF: return c == '\n' ? CHAOSI_CHUNK_TRAILER : CHAOSI_CHUNK_BAD;
     case CHAOSI_CHUNK_LAST_LF: return c == '\n' ? CHAOSI_CHUNK_DONE : CHAOSI_CHUNK_BAD;
     default: return CHAOSI_CHUNK_BAD;
@@ -3043,17 +3009,10 @@ CHAOSI_FN bool chaosi_is_hop_by_hop(const chaosi_head *h, chaosi_span name) {
 
 CHAOSI_FN void chaosi_put_span(chaosi_out *o, chaosi_span s) { chaosi_put(o, s.at, s.len); }
 
-CHAOSI_FN void chaosi_put_field(chaosi_out *o, const char *name, chaosi_span value) {
-    chaosi_puts(o, name);
+CHAOSI_FN void chaosi_put_field(chaosi_out *o, chaosi_span name, chaosi_span value) {
+    chaosi_put_span(o, name);
     chaosi_puts(o, ": ");
     chaosi_put_span(o, value);
-    chaosi_puts(o, "\r\n");
-}
-
-CHAOSI_FN void chaosi_copy_field(chaosi_out *o, const chaosi_field *f) {
-    chaosi_put_span(o, f->name);
-    chaosi_puts(o, ": ");
-    chaosi_put_span(o, f->value);
     chaosi_puts(o, "\r\n");
 }
 
@@ -3090,19 +3049,18 @@ CHAOSI_FN void chaosi_put_request(chaosi_out *o, const chaosi_head *h, const cha
     if (!h->path.len || (h->path.at[0] != '/' && h->path.at[0] != '*')) chaosi_puts(o, "/");
     chaosi_put_span(o, h->path);
     chaosi_puts(o, " HTTP/1.1\r\n");
-    chaosi_put_field(o, "Host", host);
+    chaosi_put_field(o, chaosi_str("Host"), host);
     for (i = 0; i < h->count; i++) {
         chaosi_span name = h->fields[i].name;
-        if (chaosi_is(name, "host") || chaosi_is(name, "via") || chaosi_is(name, "x-forwarded-for") ||
-            chaosi_is_hop_by_hop(h, name))
+        if (chaosi_is(name, "host") || chaosi_is(name, "via") || chaosi_is(name, "x-forwarded-for") || chaosi_is_hop_by_hop(h, name))
             continue;
-        chaosi_copy_field(o, &h->fields[i]);
+        chaosi_put_field(o, h->fields[i].name, h->fields[i].value);
     }
     chaosi_put_appended(o, h, "Via", h->minor ? "1.1 chaos" : "1.0 chaos");
     chaosi_put_appended(o, h, "X-Forwarded-For", peer);
-    if (!chaosi_field_value(h, "x-forwarded-proto").at) chaosi_put_field(o, "X-Forwarded-Proto", chaosi_str("http"));
+    if (!chaosi_field_value(h, "x-forwarded-proto").at) chaosi_put_field(o, chaosi_str("X-Forwarded-Proto"), chaosi_str("http"));
     if (!chaosi_field_value(h, "x-forwarded-host").at)
-        chaosi_put_field(o, "X-Forwarded-Host", h->authority.len ? h->authority : chaosi_field_value(h, "host"));
+        chaosi_put_field(o, chaosi_str("X-Forwarded-Host"), h->authority.len ? h->authority : chaosi_field_value(h, "host"));
     chaosi_put_framing(o, h->chunked, h->has_length, h->length);
     chaosi_puts(o, "\r\n");
 }
@@ -3203,8 +3161,7 @@ CHAOSI_FN int chaosi_resolve(const char *host, const char *port, chaosi_address 
     hints.ai_flags = AI_NUMERICSERV;
     r = getaddrinfo(host, port, &hints, &list);
     if (r != 0) {
-        chaosi_fail(err, CHAOS_ERR_UNREACHABLE, "resolve %.100s: %s", host,
-                    r == EAI_SYSTEM ? strerror(errno) : gai_strerror(r));
+        chaosi_fail(err, CHAOS_ERR_UNREACHABLE, "resolve %.100s: %s", host, r == EAI_SYSTEM ? strerror(errno) : gai_strerror(r));
         return 0;
     }
     for (a = list; a && n < most; a = a->ai_next) {
@@ -3343,8 +3300,7 @@ CHAOSI_FN void chaosi_emit(chaos *c, chaosi_out *o) {
     chaosi_puts(o, "}\n");
     if (o->len >= o->cap) {
         *o = chaosi_into(o->buf, o->cap);
-        chaosi_puts(o,
-                    "{\"source\":\"chaos\",\"level\":\"warn\",\"action\":\"note\",\"reason\":\"a log line was too long\"}\n");
+        chaosi_puts(o, "{\"source\":\"chaos\",\"level\":\"warn\",\"action\":\"note\",\"reason\":\"a log line was too long\"}\n");
     }
     if (c->desc.log) c->desc.log(c->desc.log_user, o->buf, o->len);
     else if (!c->desc.quiet) {
@@ -3416,18 +3372,6 @@ CHAOSI_FN void chaosi_log_summary(chaos *c) {
     chaosi_emit(c, &o);
 }
 
-/* What every line about the handle carries. */
-CHAOSI_FN void chaosi_put_state(chaosi_out *o, const chaos_report *s, const chaos *c) {
-    char when[80];
-    chaosi_put_str(o, "state", chaos_state_text(s->state));
-    chaosi_put_str(o, "reason", s->reason);
-    chaosi_put_number(o, "config_version", (long long)s->version);
-    if (s->end_ms) chaosi_put_str(o, "end", chaosi_rfc3339(when, s->end_ms, false));
-    if (s->age_ms >= 0) chaosi_put_number(o, "age_ms", s->age_ms);
-    chaosi_put_str(o, "service", c->service);
-    chaosi_put_str(o, "instance", c->instance);
-}
-
 CHAOSI_FN chaosi_u64 chaosi_age_ns(chaos *c) {
     chaosi_u64 now = chaosi_now(c, false);
     return now > c->fresh_mono ? now - c->fresh_mono : 0;
@@ -3438,6 +3382,7 @@ CHAOSI_FN void chaosi_report(chaos *c, chaos_report *out) {
     memset(out, 0, sizeof *out);
     CHAOSI_LOCK(&c->lock);
     out->state = chaosi_state_at(c, chaosi_now(c, false), chaosi_now(c, true), out->reason, sizeof out->reason);
+    memcpy(out->problem, c->problem, sizeof out->problem);
     out->version = c->loaded == CHAOSI_LOADED_NOTHING ? 0 : c->version;
     out->age_ms = c->source.fetched && c->fetches > c->fetch_errors ? (long long)(chaosi_age_ns(c) / CHAOSI_MS) : -1;
     out->end_ms = c->loaded == CHAOSI_LOADED_GOOD && c->end_wall != CHAOSI_NEVER ? (long long)(c->end_wall / CHAOSI_MS) : 0;
@@ -3453,15 +3398,6 @@ CHAOSI_FN void chaosi_report(chaos *c, chaos_report *out) {
     out->log_suppressed = chaosi_all_faults(c) - chaosi_min(out->log_suppressed, chaosi_all_faults(c));
 }
 
-CHAOSI_FN void chaosi_tell_event(chaos *c, chaos_event_kind kind, const chaos_report *s, const char *reason) {
-    chaos_event e;
-    memset(&e, 0, sizeof e);
-    e.kind = kind;
-    e.state = s->state;
-    e.reason = reason;
-    if (c->desc.event) c->desc.event(c->desc.event_user, &e);
-}
-
 /* Who and why, from the config in use. */
 CHAOSI_FN void chaosi_put_experiment(chaosi_out *o, chaos *c) {
     chaosi_u32 slot;
@@ -3473,79 +3409,76 @@ CHAOSI_FN void chaosi_put_experiment(chaosi_out *o, chaos *c) {
     chaosi_leave(c, slot);
 }
 
-CHAOSI_FN void chaosi_log_open_line(chaos *c) {
-    char buf[CHAOSI_LINE_MAX];
+/* What the first line tells besides. */
+CHAOSI_FN void chaosi_put_open(chaosi_out *o, chaos *c) {
+    chaosi_put_str(o, "version", CHAOS_VERSION);
+    chaosi_put_str(o, "config", c->source.name);
+    chaosi_put_str(o, "ways", "inline env file callback");
+    chaosi_put_number(o, "canary_slot", chaosi_canary_slot(chaosi_str(c->instance)));
+    chaosi_put_number(o, "ttl_on_ms", c->desc.ttl_ms ? c->desc.ttl_ms : 10000);
+    chaosi_put_number(o, "ttl_off_ms", c->desc.ttl_ms ? c->desc.ttl_ms : 30000);
+}
+
+typedef struct chaosi_action {
+    const char *name;
+    chaos_event_kind event;
+} chaosi_action;
+
+/* By chaosi_news. */
+static const chaosi_action chaosi_actions[] = {{"open", CHAOS_EVENT_STATE},
+                                               {"state", CHAOS_EVENT_STATE},
+                                               {"config", CHAOS_EVENT_CONFIG},
+                                               {"fetch-failed", CHAOS_EVENT_NOTE},
+                                               {"heartbeat", CHAOS_EVENT_NOTE}};
+
+/* One line about the handle, and its event. */
+CHAOSI_FN void chaosi_say(chaos *c, chaosi_news what) {
+    char buf[CHAOSI_LINE_MAX], when[80];
     chaos_report s;
     chaosi_out o;
+    chaos_event e;
     chaosi_report(c, &s);
-    o = chaosi_line(c, buf, s.state == CHAOS_STATE_INVALID ? "error" : "info", "open");
-    chaosi_put_str(&o, "version", CHAOS_VERSION);
-    chaosi_put_str(&o, "config", c->source.name);
-    chaosi_put_str(&o, "ways", "inline env file");
-    chaosi_put_state(&o, &s, c);
+    memset(&e, 0, sizeof e);
+    e.kind = chaosi_actions[what].event;
+    e.state = s.state;
+    e.reason = what == CHAOSI_NEWS_FETCH_FAILED ? s.problem : s.reason;
+    if (c->desc.event && what != CHAOSI_NEWS_OPEN && what != CHAOSI_NEWS_BEAT) c->desc.event(c->desc.event_user, &e);
+    if (!chaosi_logs(c)) return;
+    o = chaosi_line(c, buf,
+                    s.state == CHAOS_STATE_INVALID     ? "error"
+                    : what == CHAOSI_NEWS_FETCH_FAILED ? "warn"
+                                                       : "info",
+                    chaosi_actions[what].name);
+    if (what == CHAOSI_NEWS_OPEN) chaosi_put_open(&o, c);
+    if (what == CHAOSI_NEWS_FETCH_FAILED) chaosi_put_str(&o, "error", s.problem);
+    chaosi_put_str(&o, "state", chaos_state_text(s.state));
+    chaosi_put_str(&o, "reason", s.reason);
+    chaosi_put_number(&o, "config_version", (long long)s.version);
+    if (s.end_ms) chaosi_put_str(&o, "end", chaosi_rfc3339(when, s.end_ms, false));
+    if (s.age_ms >= 0) chaosi_put_number(&o, "age_ms", s.age_ms);
+    chaosi_put_str(&o, "service", c->service);
+    chaosi_put_str(&o, "instance", c->instance);
     if (chaosi_is_active(s.state)) chaosi_put_experiment(&o, c);
-    chaosi_put_number(&o, "canary_slot", chaosi_canary_slot(chaosi_str(c->instance)));
-    chaosi_put_number(&o, "ttl_on_ms", c->desc.ttl_ms ? c->desc.ttl_ms : 10000);
-    chaosi_put_number(&o, "ttl_off_ms", c->desc.ttl_ms ? c->desc.ttl_ms : 30000);
-    if (chaosi_logs(c)) chaosi_emit(c, &o);
-}
-
-CHAOSI_FN void chaosi_log_state(chaos *c, const char *level, const char *action, const chaos_report *s) {
-    char buf[CHAOSI_LINE_MAX];
-    chaosi_out o;
-    if (!chaosi_logs(c)) return;
-    o = chaosi_line(c, buf, level, action);
-    chaosi_put_state(&o, s, c);
-    if (chaosi_is_active(s->state)) chaosi_put_experiment(&o, c);
-    if (strcmp(action, "heartbeat") == 0) {
-        chaosi_put_number(&o, "requests", (long long)s->requests);
-        chaosi_put_number(&o, "injected", (long long)chaosi_all_faults(c));
-    }
-    chaosi_emit(c, &o);
-}
-
-CHAOSI_FN void chaosi_log_problem(chaos *c, const chaos_report *s) {
-    char buf[CHAOSI_LINE_MAX], problem[sizeof c->problem];
-    chaosi_out o;
-    CHAOSI_LOCK(&c->lock);
-    memcpy(problem, c->problem, sizeof problem);
-    CHAOSI_UNLOCK(&c->lock);
-    chaosi_tell_event(c, CHAOS_EVENT_NOTE, s, problem);
-    if (!chaosi_logs(c)) return;
-    o = chaosi_line(c, buf, "warn", "fetch-failed");
-    chaosi_put_str(&o, "error", problem);
-    chaosi_put_state(&o, s, c);
+    if (what == CHAOSI_NEWS_BEAT) chaosi_put_number(&o, "requests", (long long)s.requests);
+    if (what == CHAOSI_NEWS_BEAT) chaosi_put_number(&o, "injected", (long long)chaosi_all_faults(c));
     chaosi_emit(c, &o);
 }
 
 /* Once a second while on: what was suppressed, and once a minute the heartbeat. */
 CHAOSI_FN void chaosi_tick(chaos *c) {
     chaosi_u64 now = chaosi_now(c, false);
-    chaos_report s;
     bool due;
     chaosi_log_summary(c);
     CHAOSI_LOCK(&c->lock);
     due = CHAOSI_LOAD(&c->armed) && now >= c->next_beat;
     if (due) c->next_beat = now + CHAOSI_BEAT_MS * CHAOSI_MS;
     CHAOSI_UNLOCK(&c->lock);
-    if (!due) return;
-    chaosi_report(c, &s);
-    chaosi_log_state(c, "info", "heartbeat", &s);
+    if (due) chaosi_say(c, CHAOSI_NEWS_BEAT);
 }
 
 CHAOSI_FN void chaosi_tell(chaos *c, chaosi_news what) {
-    chaos_report s;
-    if (what == CHAOSI_NEWS_TICK) {
-        chaosi_tick(c);
-        return;
-    }
-    chaosi_report(c, &s);
-    if (what == CHAOSI_NEWS_FETCH_FAILED) {
-        chaosi_log_problem(c, &s);
-        return;
-    }
-    chaosi_log_state(c, s.state == CHAOS_STATE_INVALID ? "error" : "info", what == CHAOSI_NEWS_CONFIG ? "config" : "state", &s);
-    chaosi_tell_event(c, what == CHAOSI_NEWS_CONFIG ? CHAOS_EVENT_CONFIG : CHAOS_EVENT_STATE, &s, s.reason);
+    if (what == CHAOSI_NEWS_TICK) chaosi_tick(c);
+    else chaosi_say(c, what);
 }
 
 /* ==== >>decide ================================================================================================ */
@@ -3567,8 +3500,7 @@ CHAOSI_FN chaosi_u32 chaosi_take_ticket(chaos *c, chaosi_u32 most, chaosi_u64 ke
 CHAOSI_FN void chaosi_give_ticket(chaos *c, chaosi_u32 ticket) {
     chaosi_u32 *place = &c->tickets[ticket % CHAOS_MAX_CONCURRENT];
     chaosi_u32 now = CHAOSI_LOAD(place);
-    if (ticket && (now & 1u) && now << 12 == (ticket & ~(chaosi_u32)(CHAOS_MAX_CONCURRENT - 1)))
-        CHAOSI_CAS(place, &now, now + 1u);
+    if (ticket && (now & 1u) && now << 12 == (ticket & ~(chaosi_u32)(CHAOS_MAX_CONCURRENT - 1))) CHAOSI_CAS(place, &now, now + 1u);
 }
 
 /* One of maxFaults of this config. A reader of an older config gets none. */
@@ -3636,8 +3568,7 @@ CHAOSI_FN bool chaosi_judge_simple(const chaosi_hot *hot, const chaos_request *r
     return true;
 }
 
-CHAOSI_FN bool chaosi_judge_slot(chaos *c, chaosi_hot *hot, const chaos_request *req, chaosi_u64 key, chaos_verdict *v,
-                                 char *rule) {
+CHAOSI_FN bool chaosi_judge_slot(chaos *c, chaosi_hot *hot, const chaos_request *req, chaosi_u64 key, chaos_verdict *v, char *rule) {
     chaosi_u32 slot;
     const chaos_config *cfg = chaosi_enter(c, &slot);
     bool excluded = chaosi_judge(cfg, req, key, v);
@@ -3925,10 +3856,8 @@ CHAOSI_FN int chaosi_dial_upstream(chaosi_worker *w) {
         if (fd < 0) return errno;
         chaosi_set_fd(w, &w->upstream, fd);
         problem = chaosi_connect(fd, &p->addresses[i], chaosi_in(p->d.connect_timeout));
-        if (!problem) {
-            chaosi_set_patience(fd, p->d.reply_timeout);
-            return 0;
-        }
+        if (!problem) chaosi_set_patience(fd, p->d.reply_timeout);
+        if (!problem) return 0;
         chaosi_drop_fd(w, &w->upstream);
     }
     return problem;
@@ -4127,8 +4056,7 @@ CHAOSI_FN void chaosi_refuse_head(chaosi_worker *w, int status) {
 CHAOSI_FN chaosi_outcome chaosi_dial_outcome(int problem) {
     if (problem == ETIMEDOUT) return CHAOSI_DIAL_TIMEOUT;
     if (problem == ECONNREFUSED) return CHAOSI_DIAL_REFUSED;
-    return problem == EMFILE || problem == ENFILE || problem == ENOBUFS || problem == ENOMEM ? CHAOSI_DIAL_LIMIT
-                                                                                             : CHAOSI_DIAL_FAILED;
+    return problem == EMFILE || problem == ENFILE || problem == ENOBUFS || problem == ENOMEM ? CHAOSI_DIAL_LIMIT : CHAOSI_DIAL_FAILED;
 }
 
 /* -- reading a request -- */
@@ -4169,8 +4097,7 @@ CHAOSI_FN bool chaosi_read_head(chaosi_worker *w) {
         bool fresh = w->in_len && (!seen || memchr(w->in + seen, '\n', w->in_len - seen));
         int r = fresh ? chaosi_http_request(&w->req, w->in, w->in_len) : 0;
         ssize_t n;
-        if (r > p->d.head_limit || (r == 0 && w->in_len >= (size_t)p->d.head_limit))
-            r = memchr(w->in, '\n', w->in_len) ? -431 : -414;
+        if (r > p->d.head_limit || (r == 0 && w->in_len >= (size_t)p->d.head_limit)) r = memchr(w->in, '\n', w->in_len) ? -431 : -414;
         if (r < 0) chaosi_refuse_head(w, -r);
         if (r) {
             w->head_len = r > 0 ? (size_t)r : 0;
@@ -4239,8 +4166,7 @@ CHAOSI_FN void chaosi_inject_status(chaosi_worker *w) {
     char fields[160], body[1088];
     size_t len = chaosi_body_of(w->p->c, &w->verdict, body, sizeof body);
     int after = chaosi_retry_after_of(w->p->c, &w->verdict);
-    int n = snprintf(fields, sizeof fields, "X-Chaos-Injected: %s\r\nCache-Control: no-store\r\n",
-                     chaos_kind_text(w->verdict.kind));
+    int n = snprintf(fields, sizeof fields, "X-Chaos-Injected: %s\r\nCache-Control: no-store\r\n", chaos_kind_text(w->verdict.kind));
     if (after >= 0) snprintf(fields + n, sizeof fields - (size_t)n, "Retry-After: %d\r\n", after);
     if (w->verdict.status == 204 || w->verdict.status == 205 || w->verdict.status == 304) len = 0;
     chaosi_answer(w, w->verdict.status, fields, body, len);
@@ -4291,8 +4217,7 @@ CHAOSI_FN bool chaosi_put_upstream_head(chaosi_worker *w) {
 CHAOSI_FN int chaosi_reply_arrives(chaosi_worker *w, int *head_len) {
     bool wait = chaosi_flow_over(&w->up) && !w->rep_len;
     char *to = w->rep + w->rep_len;
-    ssize_t n =
-        wait ? chaosi_recv_first(w->upstream, to, w->rep_cap) : recv(w->upstream, to, w->rep_cap - w->rep_len, MSG_DONTWAIT);
+    ssize_t n = wait ? chaosi_recv_first(w->upstream, to, w->rep_cap) : recv(w->upstream, to, w->rep_cap - w->rep_len, MSG_DONTWAIT);
     if (n < 0 && chaosi_would_block()) return wait ? -3 : 0;
     if (n <= 0) return w->rep_len ? -1 : -2;
     w->rep_len += (size_t)n;
@@ -4309,7 +4234,8 @@ CHAOSI_FN void chaosi_forward_interim(chaosi_worker *w, int head_len) {
     snprintf(line, sizeof line, "HTTP/1.1 %d %s\r\n", w->reply.status, w->reply.status == 100 ? "Continue" : "Interim");
     chaosi_puts(&o, line);
     for (i = 0; i < w->reply.count; i++)
-        if (!chaosi_is_hop_by_hop(&w->reply, w->reply.fields[i].name)) chaosi_copy_field(&o, &w->reply.fields[i]);
+        if (!chaosi_is_hop_by_hop(&w->reply, w->reply.fields[i].name))
+            chaosi_put_field(&o, w->reply.fields[i].name, w->reply.fields[i].value);
     chaosi_puts(&o, "\r\n");
     if (w->req.minor && w->reply.status != 101) chaosi_send_all(w->client, w->out, o.len, chaosi_in(w->p->d.body_timeout));
     memmove(w->rep, w->rep + head_len, w->rep_len - (size_t)head_len);
@@ -4360,9 +4286,7 @@ CHAOSI_FN chaosi_outcome chaosi_exchange(chaosi_worker *w, int *head_len) {
     int problem;
     w->reused = chaosi_pool_take(w, safe ? CHAOSI_POOL_IDLE_NS : CHAOSI_POST_IDLE_NS) >= 0;
     while (outcome == CHAOSI_STALE) {
-        if (w->upstream < 0 && (problem = chaosi_dial_upstream(w)) != 0) {
-            return chaosi_dial_outcome(problem);
-        }
+        if (w->upstream < 0 && (problem = chaosi_dial_upstream(w)) != 0) return chaosi_dial_outcome(problem);
         if (!chaosi_put_upstream_head(w)) return CHAOSI_BIG_HEAD;
         outcome = chaosi_ask_upstream(w, head_len);
         if (outcome != CHAOSI_REPLY) chaosi_drop_fd(w, &w->upstream);
@@ -4391,18 +4315,17 @@ CHAOSI_FN bool chaosi_put_client_head(chaosi_worker *w, chaosi_body body, size_t
     for (i = 0; i < w->reply.count; i++) {
         chaosi_span name = w->reply.fields[i].name;
         if (chaosi_is_hop_by_hop(&w->reply, name)) continue;
-        if (marked && (chaosi_is(name, "cache-control") || chaosi_is(name, "etag") || chaosi_is(name, "last-modified") ||
-                       chaosi_is(name, "age")))
+        if (marked &&
+            (chaosi_is(name, "cache-control") || chaosi_is(name, "etag") || chaosi_is(name, "last-modified") || chaosi_is(name, "age")))
             continue;
-        chaosi_copy_field(&o, &w->reply.fields[i]);
+        chaosi_put_field(&o, w->reply.fields[i].name, w->reply.fields[i].value);
     }
     if (marked) {
         snprintf(line, sizeof line, "X-Chaos-Injected: latency\r\nX-Chaos-Delay-Ms: %u\r\n", w->verdict.delay_us / 1000);
         chaosi_puts(&o, line);
         chaosi_puts(&o, "Cache-Control: no-store\r\n");
     }
-    chaosi_put_framing(&o, body == CHAOSI_BODY_CHUNKED && w->req.minor > 0, w->reply.has_length && w->reply.status != 204,
-                       w->reply.length);
+    chaosi_put_framing(&o, body == CHAOSI_BODY_CHUNKED && w->req.minor > 0, w->reply.has_length && w->reply.status != 204, w->reply.length);
     chaosi_put_connection(&o, w);
     chaosi_puts(&o, "\r\n");
     *len = o.len;
@@ -4437,8 +4360,7 @@ CHAOSI_FN bool chaosi_relay(chaosi_worker *w, int head_len) {
         chaosi_refuse(w, CHAOSI_BAD_REPLY);
         return false;
     }
-    chaosi_flow_start(down, w->upstream, w->client, w->rep + head_len, w->rep_cap - (size_t)head_len,
-                      w->rep_len - (size_t)head_len);
+    chaosi_flow_start(down, w->upstream, w->client, w->rep + head_len, w->rep_cap - (size_t)head_len, w->rep_len - (size_t)head_len);
     chaosi_flow_body(down, body, w->reply.length, body == CHAOSI_BODY_CHUNKED && w->req.minor > 0);
     chaosi_flow_out(down, w->out, len);
     if (w->verdict.bandwidth) {
@@ -4449,8 +4371,7 @@ CHAOSI_FN bool chaosi_relay(chaosi_worker *w, int head_len) {
     whole = chaosi_stream(w);
     chaosi_count(w->p->c, whole ? CHAOSI_WORD(proxied) : CHAOSI_WORD(upstream_errors), 1);
     if (whole && w->up.done && !down->len && body != CHAOSI_BODY_CLOSE && w->reply.keep_alive) chaosi_pool_put(w);
-    if (!whole && body != CHAOSI_BODY_LENGTH && !down->chunk_out)
-        chaosi_make_reset(w->client); /* a cut message must look cut */
+    if (!whole && body != CHAOSI_BODY_LENGTH && !down->chunk_out) chaosi_make_reset(w->client); /* a cut message must look cut */
     return whole && !w->close;
 }
 
@@ -4511,8 +4432,7 @@ CHAOSI_FN bool chaosi_accept(chaosi_worker *w) {
         socklen_t len = sizeof addr;
         int fd, one = 1;
 #ifndef __linux__ /* there, shutdown() of the listener wakes accept */
-        while (!chaosi_readable(p->listener) && !CHAOSI_SEQ(&p->stopping))
-            chaosi_sleep_until(chaosi_in(1000), p->listener, p->c->stop[0]);
+        while (!chaosi_readable(p->listener) && !CHAOSI_SEQ(&p->stopping)) chaosi_sleep_until(chaosi_in(1000), p->listener, p->c->stop[0]);
 #endif
         fd = CHAOSI_SEQ(&p->stopping) ? -1 : accept(p->listener, (struct sockaddr *)(void *)&addr, &len);
         if (fd >= 0) {
@@ -4644,8 +4564,8 @@ CHAOSI_FN chaos_result chaosi_parse_upstream(chaosi_proxy *p, chaos_error *err) 
     rest = url + 7;
     slash = strchr(rest, '/');
     authority = chaosi_of(rest, slash ? (size_t)(slash - rest) : strlen(rest));
-    if (!chaosi_is_host(authority) || !chaosi_split_address(authority, true, p->host, sizeof p->host, port, sizeof port) ||
-        !p->host[0] || atoi(port) == 0)
+    if (!chaosi_is_host(authority) || !chaosi_split_address(authority, true, p->host, sizeof p->host, port, sizeof port) || !p->host[0] ||
+        atoi(port) == 0)
         return chaosi_fail(err, CHAOS_ERR_ADDRESS, "upstream %.100s: bad host or port", url);
     memcpy(p->host_port, authority.at, authority.len);
     len = slash ? strlen(slash) : 0;
@@ -4677,11 +4597,10 @@ CHAOSI_FN chaos_result chaosi_proxy_limits(chaos_proxy_desc *d, chaos_error *err
     const struct {
         const char *name;
         int *value, standard, lo, hi;
-    } limits[] = {
-        {"max_connections", &d->max_connections, 1024, 1, 1000000}, {"head_limit", &d->head_limit, 16384, 1024, 65536},
-        {"head_timeout", &d->head_timeout, 10000, 1, 86400000},     {"body_timeout", &d->body_timeout, 30000, 1, 86400000},
-        {"idle_timeout", &d->idle_timeout, 60000, 1, 86400000},     {"connect_timeout", &d->connect_timeout, 5000, 1, 86400000},
-        {"reply_timeout", &d->reply_timeout, 60000, 1, 86400000},   {"drain_timeout", &d->drain_timeout, 10000, 1, 86400000}};
+    } limits[] = {{"max_connections", &d->max_connections, 1024, 1, 1000000}, {"head_limit", &d->head_limit, 16384, 1024, 65536},
+                  {"head_timeout", &d->head_timeout, 10000, 1, 86400000},     {"body_timeout", &d->body_timeout, 30000, 1, 86400000},
+                  {"idle_timeout", &d->idle_timeout, 60000, 1, 86400000},     {"connect_timeout", &d->connect_timeout, 5000, 1, 86400000},
+                  {"reply_timeout", &d->reply_timeout, 60000, 1, 86400000},   {"drain_timeout", &d->drain_timeout, 10000, 1, 86400000}};
     struct rlimit files;
     size_t i;
     if (!d->listen) d->listen = "127.0.0.1:0";
@@ -4693,8 +4612,7 @@ CHAOSI_FN chaos_result chaosi_proxy_limits(chaos_proxy_desc *d, chaos_error *err
     }
     if (drain_now) d->drain_timeout = 0;
     /* Two descriptors a connection, and some for everything else. */
-    if (getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur != RLIM_INFINITY &&
-        (files.rlim_cur - 32) / 2 < (rlim_t)d->max_connections)
+    if (getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur != RLIM_INFINITY && (files.rlim_cur - 32) / 2 < (rlim_t)d->max_connections)
         d->max_connections = files.rlim_cur > 34 ? (int)((files.rlim_cur - 32) / 2) : 1;
     return CHAOS_OK;
 }
@@ -4925,7 +4843,7 @@ CHAOSI_FN chaos *chaosi_open(const chaos_desc *d, chaos_error *err) {
     chaosi_ring(c, c->wake[1]); /* not on */
 #endif
     chaosi_first_config(c, text);
-    chaosi_log_open_line(c);
+    chaosi_say(c, CHAOSI_NEWS_OPEN);
 #ifdef CHAOSI_THREADS
     c->has_refresher = !d->no_thread && source.scheme != CHAOSI_NONE && c->killed != 2;
     if (c->has_refresher && !chaosi_thread(&c->refresher, chaosi_refresher, c)) {
@@ -5062,9 +4980,7 @@ const char *chaos_result_text(chaos_result code) {
 
 const char *chaos_kind_text(int kind) { return kind >= 0 && kind < CHAOS_KIND_COUNT ? chaosi_kind_texts[kind] : "unknown"; }
 
-const char *chaos_state_text(chaos_state state) {
-    return (unsigned)state < CHAOS_STATE_COUNT ? chaosi_state_texts[state] : "unknown";
-}
+const char *chaos_state_text(chaos_state state) { return (unsigned)state < CHAOS_STATE_COUNT ? chaosi_state_texts[state] : "unknown"; }
 
 chaos_verdict chaos_judge(const chaos_config *cfg, const chaos_request *req, unsigned long long key) {
     chaos_verdict v;
