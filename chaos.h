@@ -121,7 +121,8 @@ typedef enum chaos_latency { CHAOS_LATENCY_FIXED, CHAOS_LATENCY_UNIFORM, CHAOS_L
 /* What happens to one request. The error kinds stand in the order of the errorMode names. */
 typedef enum chaos_kind {
     CHAOS_PASS,
-    CHAOS_DELAY,    /* wait, then go on */
+    CHAOS_DELAY,    /* wait, then go on; `bandwidth` may be set too */
+    CHAOS_PACE,     /* no delay, but a paced reply body */
     CHAOS_STATUS,   /* answer with an HTTP status */
     CHAOS_RESET,    /* TCP RST */
     CHAOS_CLOSE,    /* close without a reply */
@@ -227,7 +228,7 @@ typedef struct chaos_verdict {
    chaos_decide. Same cfg, req and key give the same verdict on every machine. cfg->enabled false = pass. Any thread. */
 CHAOS_API chaos_verdict chaos_judge(const chaos_config *cfg, const chaos_request *req, unsigned long long key);
 
-/* The name of a kind, as in logs and in X-Chaos-Injected: "pass", "latency", "error", "reset", ... Any thread. */
+/* The name of a kind, as in logs and in X-Chaos-Injected: "pass", "latency", "bandwidth", "error", "reset", ... Any thread. */
 CHAOS_API const char *chaos_kind_text(int kind);
 
 /* ==== >>handle ================================================================================================ */
@@ -609,7 +610,7 @@ CHAOSI_FN chaos_result chaosi_fail(chaos_error *err, chaos_result code, const ch
 #define CHAOSI_STATE_TEXT(code, text)  text,
 static const char *const chaosi_result_texts[] = {CHAOS_RESULTS(CHAOSI_RESULT_TEXT)};
 static const char *const chaosi_state_texts[] = {CHAOS_STATES(CHAOSI_STATE_TEXT)};
-static const char *const chaosi_kind_texts[] = {"pass", "latency", "error", "reset", "close", "hang", "truncate", "corrupt"};
+static const char *const chaosi_kind_texts[] = {"pass", "latency", "bandwidth", "error", "reset", "close", "hang", "truncate", "corrupt"};
 
 /* Hashing. Keys and names: FNV-1a 64 over the bytes in order. Numbers: the splitmix64 finaliser. Both are plain
    arithmetic on 64-bit values, so byte order never shows. */
@@ -1823,6 +1824,7 @@ CHAOSI_FN void chaosi_roll_faults(const chaos_fault *f, chaosi_u64 base, chaosi_
         return;
     }
     v->bandwidth = f->bandwidth;
+    if (v->bandwidth) v->kind = CHAOS_PACE;
     if (f->latency_rate < 100 && !chaosi_hits(chaosi_roll(base, key, CHAOSI_ROLL_DELAY), f->latency_rate)) return;
     v->delay_us = chaosi_delay_us(f, f->latency_kind ? chaosi_roll(base, key, CHAOSI_ROLL_AMOUNT) : 0);
     if (v->delay_us) v->kind = CHAOS_DELAY;
@@ -1945,8 +1947,6 @@ CHAOSI_FN bool chaosi_excluded(const chaos_config *cfg, const chaosi_subject *s)
     return cfg->default_exclude ? chaosi_default_excluded(s) : chaosi_any_path(cfg, cfg->exclude, s->path);
 }
 
-CHAOSI_FN bool chaosi_is_fault(const chaos_verdict *v) { return v->kind != CHAOS_PASS || v->bandwidth; }
-
 /* Takes the fault out of a verdict; what was rolled stays. */
 CHAOSI_FN void chaosi_spare(chaos_verdict *v) {
     v->kind = CHAOS_PASS;
@@ -1971,7 +1971,7 @@ CHAOSI_FN bool chaosi_judge(const chaos_config *cfg, const chaos_request *req, c
         v->rule = (chaosi_u16)(rule + 1);
     }
     chaosi_roll_faults(fault, chaosi_mix(cfg->seed ^ rule_hash), key, v);
-    if (!chaosi_is_fault(v) || !chaosi_excluded(cfg, &s)) return false;
+    if (!v->kind || !chaosi_excluded(cfg, &s)) return false;
     chaosi_spare(v);
     return true;
 }
@@ -2116,7 +2116,6 @@ typedef struct chaosi_hot {
     chaosi_u64 until_mono, until_wall; /* ns: the end or the age limit, whichever comes first */
     chaosi_u64 base;                   /* of the top-level rolls */
     chaos_fault fault;
-    chaosi_u32 slot;
     chaosi_u32 version, serial; /* serial: counts configs, for the budgets */
     chaosi_u32 max_faults, max_concurrent;
     chaosi_u8 simple; /* no match, rules or own exclude list: `fault` is all there is */
@@ -2166,7 +2165,7 @@ struct chaos {
     chaosi_stripe stripes[CHAOSI_STRIPES];
     chaosi_u64 stripe_order, log_faults, log_summed, log_second;
     chaosi_u32 log_in_second;
-    chaosi_u32 waiting, connections_now;
+    chaosi_u32 waiting, connections_now, unsupported_told;
     chaosi_u64 budget;   /* serial << 32 | faults done, for maxFaults */
     chaosi_u32 *tickets; /* CHAOS_MAX_CONCURRENT places; odd = taken */
 
@@ -2182,7 +2181,7 @@ struct chaos {
     chaosi_u32 current;                    /* slot */
     chaosi_u64 version, content, modified; /* of the current bytes */
     chaosi_u64 changes, fetches, fetch_errors, config_errors;
-    chaosi_u64 end_mono, end_wall, fresh_mono, fresh_wall, next_fetch, next_beat; /* ns; CHAOSI_NEVER = none */
+    chaosi_u64 end_mono, end_wall, fresh_mono, fresh_wall, until, next_fetch, next_beat; /* ns; CHAOSI_NEVER = none */
     bool end_is_lease;
     unsigned failing; /* fetches failed in a row */
     void (*tell)(chaos *c, chaosi_news what);
@@ -2427,17 +2426,21 @@ CHAOSI_FN chaos_state chaosi_state_at(chaos *c, chaosi_u64 mono, chaosi_u64 wall
 
 CHAOSI_FN bool chaosi_is_active(chaos_state s) { return s == CHAOS_STATE_ON || s == CHAOS_STATE_DRY_RUN; }
 
+/* How late the coarse clock may be: chaos ends that much early rather than late. */
+CHAOSI_FN chaosi_u64 chaosi_coarse(const chaos *c) { return c->desc.clock ? 0 : 10 * CHAOSI_MS; }
+
 /* Writes the hot block from the current config and times. Under lock. */
 CHAOSI_FN void chaosi_publish(chaos *c) {
     const chaos_config *cfg = &c->slots[c->current].cfg;
-    chaosi_u64 limit = chaosi_age_limit(c);
+    chaosi_u64 limit = chaosi_age_limit(c), coarse = chaosi_coarse(c);
     chaosi_hot hot;
     memset(&hot, 0, sizeof hot);
-    hot.until_mono = chaosi_min(c->end_mono, chaosi_later(c->fresh_mono, limit));
+    c->until = chaosi_min(c->end_mono, chaosi_later(c->fresh_mono, limit));
+    hot.until_mono = c->until - chaosi_min(c->until, coarse);
     hot.until_wall = chaosi_min(c->end_wall, chaosi_later(c->fresh_wall, limit));
+    hot.until_wall -= chaosi_min(hot.until_wall, coarse);
     hot.base = chaosi_mix(cfg->seed);
     hot.fault = cfg->fault;
-    hot.slot = c->current;
     hot.version = c->slots[c->current].version;
     hot.serial = c->slots[c->current].serial;
     hot.max_faults = cfg->max_faults;
@@ -2589,14 +2592,12 @@ CHAOSI_COLD void chaosi_notice(chaos *c) {
 #ifdef CHAOSI_THREADS
 /* When the refresher has to look again. */
 CHAOSI_FN chaosi_u64 chaosi_next_look(chaos *c) {
-    chaosi_u64 now = chaosi_now(c, false), next;
-    chaosi_hot hot;
+    chaosi_u64 next;
     CHAOSI_LOCK(&c->lock);
     next = c->next_fetch;
+    if (CHAOSI_LOAD(&c->armed)) next = chaosi_min(chaosi_min(next, c->until), chaosi_now(c, false) + CHAOSI_TICK_MS * CHAOSI_MS);
     CHAOSI_UNLOCK(&c->lock);
-    if (!CHAOSI_LOAD(&c->armed)) return next;
-    chaosi_read_hot(c, &hot);
-    return chaosi_min(chaosi_min(next, hot.until_mono), now + CHAOSI_TICK_MS * CHAOSI_MS);
+    return next;
 }
 
 /* Sleeps until there is something to do. A clock of the program's own is asked every few ms. */
@@ -2606,6 +2607,7 @@ CHAOSI_FN void chaosi_rest(chaos *c) {
     if (now >= next) return;
     next = c->desc.clock ? chaosi_clock(false) + 2 * CHAOSI_MS : next;
     chaosi_sleep_until(next, c->poke[0], wake);
+    chaosi_drain(c, c->poke[0]);
 }
 
 CHAOSI_FN void *chaosi_refresher(void *arg) {
@@ -3347,9 +3349,9 @@ CHAOSI_FN bool chaosi_may_log(chaos *c, chaosi_u64 mono) {
     return CHAOSI_LOAD(&c->log_in_second) < most && CHAOSI_ADD(&c->log_in_second, 1u) < most;
 }
 
-CHAOSI_FN void chaosi_log_fault(chaos *c, const chaos_verdict *v, const char *rule, bool dry_run) {
+CHAOSI_FN void chaosi_log_fault(chaos *c, const chaos_verdict *v, const char *rule, const char *action) {
     char buf[CHAOSI_LINE_MAX];
-    chaosi_out o = chaosi_line(c, buf, "info", dry_run ? "dryrun" : "inject");
+    chaosi_out o = chaosi_line(c, buf, "info", action);
     chaosi_put_str(&o, "fault", chaos_kind_text(v->kind));
     chaosi_put_number(&o, "status", v->status);
     chaosi_put_number(&o, "delay_ms", v->delay_us / 1000);
@@ -3483,7 +3485,6 @@ CHAOSI_FN void chaosi_tell(chaos *c, chaosi_news what) {
 
 /* ==== >>decide ================================================================================================ */
 /* Gates, judge, budgets, counters: the decision as a program meets it, and the waiting. */
-#define CHAOSI_BANDWIDTH_MODE   CHAOS_KIND_COUNT /* its bit in chaos.modes */
 #define CHAOSI_MODES_IN_PROCESS (1u << CHAOS_PASS | 1u << CHAOS_DELAY | 1u << CHAOS_STATUS)
 
 /* A place of maxConcurrent, 0 = none free. Places are counters, odd while taken, so a repeated chaos_done finds nothing. */
@@ -3532,30 +3533,31 @@ CHAOSI_FN void chaosi_fault_event(chaos *c, const chaos_verdict *v, bool dry_run
     c->desc.event(c->desc.event_user, &e);
 }
 
+CHAOSI_FN void chaosi_spare_as(chaos *c, chaos_verdict *v, size_t word) {
+    chaosi_count(c, word, 1);
+    chaosi_spare(v);
+}
+
 /* A fault was rolled: may it happen, and who hears of it? Leaves v as it is to be carried out. */
 CHAOSI_FN void chaosi_settle_fault(chaos *c, const chaosi_hot *hot, chaos_verdict *v, chaosi_u64 mono, const char *rule) {
-    chaosi_u32 needs = 1u << v->kind | (v->bandwidth ? 1u << CHAOSI_BANDWIDTH_MODE : 0u);
+    chaosi_u32 needs = 1u << v->kind | (v->bandwidth ? 1u << CHAOS_PACE : 0u);
     if (CHAOSI_UNLIKELY((CHAOSI_LOAD(&c->modes) & needs) != needs)) {
-        chaosi_count(c, CHAOSI_WORD(unsupported), 1);
-        chaosi_spare(v);
+        if (CHAOSI_SWAP(&c->unsupported_told, hot->serial + 1u) != hot->serial + 1u && chaosi_logs(c))
+            chaosi_log_fault(c, v, rule, "unsupported");
+        chaosi_spare_as(c, v, CHAOSI_WORD(unsupported));
         return;
     }
     if (!hot->dry_run && (hot->max_concurrent || hot->max_faults) && !chaosi_within_budget(c, hot, v)) {
-        chaosi_count(c, CHAOSI_WORD(over_budget), 1);
-        chaosi_spare(v);
+        chaosi_spare_as(c, v, CHAOSI_WORD(over_budget));
         return;
     }
     if (chaosi_may_log(c, mono)) {
         CHAOSI_ADD(&c->log_faults, 1u); /* before the fault is counted: the difference is what a summary tells */
-        chaosi_log_fault(c, v, rule, hot->dry_run);
+        chaosi_log_fault(c, v, rule, hot->dry_run ? "dryrun" : "inject");
     }
     if (CHAOSI_UNLIKELY(c->desc.event != NULL)) chaosi_fault_event(c, v, hot->dry_run);
-    if (hot->dry_run) {
-        chaosi_count(c, CHAOSI_WORD(would_inject), 1);
-        chaosi_spare(v);
-        return;
-    }
-    chaosi_count(c, CHAOSI_WORD(injected) + v->kind, 1);
+    if (hot->dry_run) chaosi_spare_as(c, v, CHAOSI_WORD(would_inject));
+    else chaosi_count(c, CHAOSI_WORD(injected) + v->kind, 1);
 }
 
 /* The four-key config: nothing to match but the default exclude, and that only when a fault would happen. */
@@ -3563,7 +3565,7 @@ CHAOSI_FN bool chaosi_judge_simple(const chaosi_hot *hot, const chaos_request *r
     chaosi_subject s;
     memset(v, 0, sizeof *v);
     chaosi_roll_faults(&hot->fault, hot->base, key, v);
-    if (!chaosi_is_fault(v) || (chaosi_ready(&s, req) && !chaosi_default_excluded(&s))) return false;
+    if (!v->kind || (chaosi_ready(&s, req) && !chaosi_default_excluded(&s))) return false;
     chaosi_spare(v);
     return true;
 }
@@ -3577,7 +3579,7 @@ CHAOSI_FN bool chaosi_judge_slot(chaos *c, chaosi_hot *hot, const chaos_request 
     hot->max_faults = cfg->max_faults;
     hot->max_concurrent = cfg->max_concurrent;
     hot->dry_run = cfg->dry_run;
-    if (chaosi_is_fault(v) && v->rule) chaosi_copy(rule, 65, cfg->text + cfg->rules[v->rule - 1].name.at);
+    if (v->kind && v->rule) chaosi_copy(rule, 65, cfg->text + cfg->rules[v->rule - 1].name.at);
     chaosi_leave(c, slot);
     return excluded;
 }
@@ -3599,7 +3601,7 @@ CHAOSI_FN void chaosi_decide(chaos *c, const chaos_request *req, chaos_verdict *
     excluded = hot.simple ? chaosi_judge_simple(&hot, req, key, v) : chaosi_judge_slot(c, &hot, req, key, v, rule);
     v->version = hot.version;
     if (excluded) chaosi_count(c, CHAOSI_WORD(excluded), 1);
-    else if (chaosi_is_fault(v)) chaosi_settle_fault(c, &hot, v, mono, rule);
+    else if (v->kind) chaosi_settle_fault(c, &hot, v, mono, rule);
 }
 
 /* Sleeps until the deadline (monotonic ns) while chaos is on. fd2 (-1 = none): return early when it is readable, too. */
@@ -3611,6 +3613,7 @@ CHAOSI_FN void chaosi_wait(chaos *c, chaosi_u64 deadline, int fd2) {
         chaosi_u64 now = chaosi_clock(false), rest, left;
         chaosi_read_hot(c, &hot);
         left = chaosi_now(c, false);
+        hot.until_mono = chaosi_later(hot.until_mono, chaosi_coarse(c));
         if (left >= hot.until_mono) chaosi_notice(c);
         if (now >= deadline || left >= hot.until_mono) break;
         rest = chaosi_min(deadline - now, c->desc.clock ? 20 * CHAOSI_MS : hot.until_mono - left);
@@ -3670,8 +3673,7 @@ CHAOSI_FN void chaosi_count_outcome(chaos *c, int status, chaosi_u64 us) {
 #define CHAOSI_POST_IDLE_NS    (500 * CHAOSI_MS)
 #define CHAOSI_INJECT_BODY_MAX 65536u /* a request body this long is read before an injected answer, within 1 s */
 #define CHAOSI_HANG_MAX_NS     (900000 * CHAOSI_MS)
-#define CHAOSI_MODES_PROXY \
-    (CHAOSI_MODES_IN_PROCESS | 1u << CHAOS_RESET | 1u << CHAOS_CLOSE | 1u << CHAOS_HANG | 1u << CHAOSI_BANDWIDTH_MODE)
+#define CHAOSI_MODES_PROXY     (CHAOSI_MODES_IN_PROCESS | 1u << CHAOS_RESET | 1u << CHAOS_CLOSE | 1u << CHAOS_HANG | 1u << CHAOS_PACE)
 
 typedef struct chaosi_idle {
     int fd;
@@ -4305,7 +4307,7 @@ CHAOSI_FN chaosi_body chaosi_reply_body(const chaosi_worker *w) {
 /* The reply head as the client gets it. False = too large. */
 CHAOSI_FN bool chaosi_put_client_head(chaosi_worker *w, chaosi_body body, size_t *len) {
     chaosi_out o = chaosi_into(w->out, w->out_cap);
-    bool marked = w->verdict.kind == CHAOS_DELAY;
+    bool marked = w->verdict.kind != CHAOS_PASS;
     char line[80];
     int i;
     snprintf(line, sizeof line, "HTTP/1.1 %d ", w->reply.status);
@@ -4321,7 +4323,8 @@ CHAOSI_FN bool chaosi_put_client_head(chaosi_worker *w, chaosi_body body, size_t
         chaosi_put_field(&o, w->reply.fields[i].name, w->reply.fields[i].value);
     }
     if (marked) {
-        snprintf(line, sizeof line, "X-Chaos-Injected: latency\r\nX-Chaos-Delay-Ms: %u\r\n", w->verdict.delay_us / 1000);
+        snprintf(line, sizeof line, "X-Chaos-Injected: %s\r\nX-Chaos-Delay-Ms: %u\r\n", chaos_kind_text(w->verdict.kind),
+                 w->verdict.delay_us / 1000);
         chaosi_puts(&o, line);
         chaosi_puts(&o, "Cache-Control: no-store\r\n");
     }
@@ -4406,7 +4409,7 @@ CHAOSI_FN bool chaosi_serve_one(chaosi_worker *w) {
     chaosi_ask(w);
     if (w->verdict.kind == CHAOS_DELAY) chaosi_hold(w, (chaosi_u64)w->verdict.delay_us * 1000);
     if (w->verdict.kind == CHAOS_HANG && !w->verdict.after && chaosi_hang(w)) chaosi_spare(&w->verdict);
-    if (w->verdict.kind <= CHAOS_DELAY || w->verdict.after) on = chaosi_forward(w);
+    if (w->verdict.kind < CHAOS_STATUS || w->verdict.after) on = chaosi_forward(w);
     else if (w->verdict.kind != CHAOS_HANG) on = chaosi_inject(w);
     if (w->verdict.ticket) chaosi_give_ticket(w->p->c, w->verdict.ticket);
     if (on) chaosi_next_request(w, w->head_len + w->up.at, w->up.len);
@@ -4922,9 +4925,13 @@ chaos_result chaos_refresh(chaos *c, chaos_error *err) {
     chaos_error local;
     if (!err) err = &local;
     chaosi_no_error(err);
-    if (!c || c->source.fetched) return c ? chaosi_refresh(c, true, err) : CHAOS_OK;
-    chaosi_notice(c);
-    return CHAOS_OK;
+    if (!c) return CHAOS_OK;
+    if (c->source.fetched) chaosi_refresh(c, true, err);
+    else chaosi_notice(c);
+#ifdef CHAOSI_POSIX
+    chaosi_ring(c, c->poke[1]); /* the refresher plans anew */
+#endif
+    return err->code;
 }
 
 void chaos_off(chaos *c) {

@@ -25,14 +25,12 @@ typedef struct vectors {
 
 /* ---- reading the files ---- */
 
-static int hex_digit(char c)
-{
+static int hex_digit(char c) {
     const char *digits = "0123456789abcdef", *p = strchr(digits, c | 32);
     return c && p ? (int)(p - digits) : -1;
 }
 
-static void add_unescaped(peer_bytes *out, const char *text)
-{
+static void add_unescaped(peer_bytes *out, const char *text) {
     for (; *text; text++) {
         char c = *text;
         if (c == '\\') {
@@ -52,16 +50,14 @@ static void add_unescaped(peer_bytes *out, const char *text)
     }
 }
 
-static bool set_field(char *to, size_t cap, const char *text)
-{
+static bool set_field(char *to, size_t cap, const char *text) {
     size_t n = strlen(text);
     if (n >= cap) return false;
     memcpy(to, text, n + 1);
     return true;
 }
 
-static bool set_vector(vector *v, const char *key, const char *text, peer_bytes **last)
-{
+static bool set_vector(vector *v, const char *key, const char *text, peer_bytes **last) {
 #define TEXT_KEY(name) \
     if (!strcmp(key, #name)) return set_field(v->name, sizeof v->name, text)
     TEXT_KEY(name);
@@ -89,8 +85,7 @@ static bool set_vector(vector *v, const char *key, const char *text, peer_bytes 
 }
 
 /* Reads tests/vectors/http/NAME, from the repository's top or from anywhere, by this file's own path. */
-static vectors load(const char *name)
-{
+static vectors load(const char *name) {
     char path[512], line[4096];
     const char *slash = strstr(__FILE__, "tests/net/");
     peer_bytes *last = NULL;
@@ -131,8 +126,7 @@ static vectors load(const char *name)
     return vs;
 }
 
-static void unload(vectors *vs)
-{
+static void unload(vectors *vs) {
     int i, j;
     for (i = 0; i < vs->count; i++) {
         vector *v = &vs->all[i];
@@ -146,24 +140,21 @@ static void unload(vectors *vs)
 }
 
 /* Is `what` one of the alternatives of `want`? */
-static bool wants(const char *want, const char *what)
-{
+static bool wants(const char *want, const char *what) {
     size_t n = strlen(what);
     const char *p = want;
     for (; p; p = strchr(p, '|') ? strchr(p, '|') + 1 : NULL)
         if (!strncmp(p, what, n) && (p[n] == 0 || p[n] == '|')) return true;
     return false;
 }
-static bool wants_status(const char *want, int status)
-{
+static bool wants_status(const char *want, int status) {
     char text[16];
     snprintf(text, sizeof text, "%d", status);
     return wants(want, text);
 }
 
 /* Every record is complete and named once: a typo must not turn a case into nothing. */
-static void check_records(const char *file, int at_least)
-{
+static void check_records(const char *file, int at_least) {
     vectors vs = load(file);
     int i, j;
     CHECK(vs.count >= at_least);
@@ -177,8 +168,7 @@ static void check_records(const char *file, int at_least)
     unload(&vs);
 }
 
-static void case_records_are_complete(void)
-{
+static void case_records_are_complete(void) {
     check_records("requests.txt", 120);
     check_records("replies.txt", 38);
     check_records("chunked.txt", 30);
@@ -192,8 +182,7 @@ typedef struct fence {
     size_t size;
 } fence;
 
-static fence fence_make(void)
-{
+static fence fence_make(void) {
     fence f;
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
     void *map = NULL;
@@ -204,37 +193,32 @@ static fence fence_make(void)
     if (mprotect(f.end, page, PROT_NONE)) abort();
     return f;
 }
-static char *fence_put(fence *f, const char *data, size_t len)
-{
+static char *fence_put(fence *f, const char *data, size_t len) {
     if (len > f->size) abort();
     if (len) memcpy(f->end - len, data, len);
     return f->end - len;
 }
-static void fence_free(fence *f)
-{
+static void fence_free(fence *f) {
     mprotect(f->end, (size_t)sysconf(_SC_PAGESIZE), PROT_READ | PROT_WRITE);
     free(f->map);
 }
 
 typedef int (*head_parser)(chaosi_head *h, const char *buf, size_t len);
 
-static int parse(head_parser parser, fence *f, const char *data, size_t len)
-{
+static int parse(head_parser parser, fence *f, const char *data, size_t len) {
     static chaosi_head h; /* may be large */
     memset(&h, 0, sizeof h);
     return parser(&h, fence_put(f, data, len), len);
 }
 
-static bool direct_ok(const vector *v, int got)
-{
+static bool direct_ok(const vector *v, int got) {
     const char *want = v->direct[0] ? v->direct : v->want;
     if (got > 0) return wants(want, "ok") && got == (int)v->bytes.len;
     if (got == 0) return wants(want, "need");
     return wants_status(want, -got);
 }
 
-static void check_direct(const vector *v, head_parser parser, fence *f, bool reply)
-{
+static void check_direct(const vector *v, head_parser parser, fence *f, bool reply) {
     peer_bytes all = {NULL, 0, 0};
     size_t i;
     int got;
@@ -253,8 +237,7 @@ static void check_direct(const vector *v, head_parser parser, fence *f, bool rep
     peer_free(&all);
 }
 
-static void check_heads(const char *file, head_parser parser, bool reply)
-{
+static void check_heads(const char *file, head_parser parser, bool reply) {
     vectors vs = load(file);
     fence f = fence_make();
     int i;
@@ -268,8 +251,7 @@ static void case_requests_direct(void) { check_heads("requests.txt", chaosi_http
 static void case_replies_direct(void) { check_heads("replies.txt", chaosi_http_reply, true); }
 
 /* A limit of the parser itself, whatever the buffer: no head is too strange to be answered. */
-static void case_very_many_fields_direct(void)
-{
+static void case_very_many_fields_direct(void) {
     fence f = fence_make();
     peer_bytes b = {NULL, 0, 0};
     int i, got;
@@ -283,8 +265,7 @@ static void case_very_many_fields_direct(void)
 }
 
 /* Feeds a chunked body in pieces of `step` bytes; decoded bytes go to out. Result: "ok", "need", "bad". */
-static const char *feed_chunked(fence *f, const peer_bytes *in, size_t step, peer_bytes *out, size_t *used)
-{
+static const char *feed_chunked(fence *f, const peer_bytes *in, size_t step, peer_bytes *out, size_t *used) {
     chaosi_chunked d;
     size_t at = 0;
     memset(&d, 0, sizeof d);
@@ -304,8 +285,7 @@ static const char *feed_chunked(fence *f, const peer_bytes *in, size_t step, pee
     return "need";
 }
 
-static void case_chunked_direct(void)
-{
+static void case_chunked_direct(void) {
     vectors vs = load("chunked.txt");
     fence f = fence_make();
     int i;
@@ -332,8 +312,7 @@ static void case_chunked_direct(void)
 
 /* ---- through a proxy ---- */
 
-static bool has_line(const peer_bytes *head, const peer_bytes *line)
-{
+static bool has_line(const peer_bytes *head, const peer_bytes *line) {
     peer_bytes whole = {NULL, 0, 0};
     size_t i;
     bool found = false;
@@ -345,8 +324,7 @@ static bool has_line(const peer_bytes *head, const peer_bytes *line)
     return found;
 }
 
-static void check_onward(const vector *v, const peer_bytes *head)
-{
+static void check_onward(const vector *v, const peer_bytes *head) {
     int i;
     for (i = 0; i < v->onwards; i++)
         if (!CHECK(has_line(head, &v->onward[i]))) printf("     wanted: %s\n     in: %s", peer_text(&v->onward[i]), peer_text(head));
@@ -355,15 +333,13 @@ static void check_onward(const vector *v, const peer_bytes *head)
     CHECK(peer_fields(head, "Host") <= 1);
 }
 
-static void check_own_error(const peer_message *m)
-{
+static void check_own_error(const peer_message *m) {
     CHECK_INT(peer_fields(&m->head, "Proxy-Status"), 1);
     CHECK_INT(peer_fields(&m->head, "X-Chaos-Injected"), 0);
 }
 
 /* Waits for the end of a connection on which nothing may be forwarded. An own 4xx may come first. */
-static void check_not_forwarded(peer_conn *c, peer_message *m)
-{
+static void check_not_forwarded(peer_conn *c, peer_message *m) {
     if (peer_read_reply(c, m, "GET") == PEER_WHOLE) {
         CHECK(m->status >= 400 && m->status < 500);
         check_own_error(m);
@@ -371,8 +347,7 @@ static void check_not_forwarded(peer_conn *c, peer_message *m)
     } else CHECK(m->end == PEER_NONE);
 }
 
-static void check_request(const vector *v, peer_rig *rig)
-{
+static void check_request(const vector *v, peer_rig *rig) {
     size_t received = PEER_LOAD(&rig->up->received);
     int complete = PEER_LOAD(&rig->up->complete), head_only = strcmp(v->direct, "ok") != 0;
     peer_message m;
@@ -408,8 +383,7 @@ static void check_request(const vector *v, peer_rig *rig)
     peer_message_free(&m);
 }
 
-static void case_requests_through_a_proxy(void)
-{
+static void case_requests_through_a_proxy(void) {
     vectors vs = load("requests.txt");
     peer_rig rig;
     int i;
@@ -427,8 +401,7 @@ static void case_requests_through_a_proxy(void)
 }
 
 /* What the client sees of the reply. */
-static void check_seen(const vector *v, const peer_message *m)
-{
+static void check_seen(const vector *v, const peer_message *m) {
     bool cut = !strcmp(v->end, "cut");
     check_where("%s (RFC %s): end %d, status %d, want %s", v->name, v->rfc, (int)m->end, m->status, v->want);
     if (!wants(v->want, "ok") || (m->status == 502 && wants(v->want, "502"))) {
@@ -445,8 +418,7 @@ static void check_seen(const vector *v, const peer_message *m)
     check_onward(v, &m->head);
 }
 
-static void check_reply(const vector *v, peer_rig *rig)
-{
+static void check_reply(const vector *v, peer_rig *rig) {
     peer_bytes raw = {NULL, 0, 0};
     char request[128];
     peer_message m;
@@ -475,8 +447,7 @@ static void check_reply(const vector *v, peer_rig *rig)
     peer_message_free(&m);
 }
 
-static void case_replies_through_a_proxy(void)
-{
+static void case_replies_through_a_proxy(void) {
     vectors vs = load("replies.txt");
     peer_rig rig;
     int i;
@@ -490,8 +461,7 @@ static void case_replies_through_a_proxy(void)
     unload(&vs);
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     check_begin(argc, argv);
     peer_watchdog(120);
     CHECK_RUN(case_records_are_complete);

@@ -22,8 +22,7 @@
 #define PEER_MS 5000 /* the deadline of every single wait */
 
 /* ---- time ---- */
-static inline long long peer_us(void)
-{
+static inline long long peer_us(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (long long)t.tv_sec * 1000000 + t.tv_nsec / 1000;
@@ -32,23 +31,22 @@ static inline long long peer_ms(void) { return peer_us() / 1000; }
 static inline void peer_nap(int ms) { poll(NULL, 0, ms); }
 
 /* Waits until cond holds; a failing check after ms. */
-#define PEER_UNTIL(cond, ms)                                                         \
-    do {                                                                             \
-        long long peer_until_ = peer_ms() + (ms);                                    \
-        while (!(cond) && peer_ms() < peer_until_) peer_nap(1);                      \
-        CHECK(cond);                                                                 \
+#define PEER_UNTIL(cond, ms)                                    \
+    do {                                                        \
+        long long peer_until_ = peer_ms() + (ms);               \
+        while (!(cond) && peer_ms() < peer_until_) peer_nap(1); \
+        CHECK(cond);                                            \
     } while (0)
 
 /* Ends a program that hangs in spite of all deadlines. */
 static inline void peer_watchdog(unsigned seconds) { alarm(seconds); }
 
-#define PEER_LOAD(p) __atomic_load_n(p, __ATOMIC_SEQ_CST)
+#define PEER_LOAD(p)     __atomic_load_n(p, __ATOMIC_SEQ_CST)
 #define PEER_STORE(p, v) __atomic_store_n(p, v, __ATOMIC_SEQ_CST)
-#define PEER_ADD(p, v) __atomic_add_fetch(p, v, __ATOMIC_SEQ_CST)
+#define PEER_ADD(p, v)   __atomic_add_fetch(p, v, __ATOMIC_SEQ_CST)
 
 /* ---- what this process holds: to see leaks ---- */
-static inline int peer_count_dir(const char *path)
-{
+static inline int peer_count_dir(const char *path) {
     DIR *d = opendir(path);
     int n = 0;
     if (!d) return -1;
@@ -65,8 +63,7 @@ typedef struct peer_bytes {
     size_t len, cap;
 } peer_bytes;
 
-static inline void peer_add(peer_bytes *b, const void *data, size_t len)
-{
+static inline void peer_add(peer_bytes *b, const void *data, size_t len) {
     if (b->len + len + 1 > b->cap) {
         b->cap = (b->len + len + 1) * 2;
         b->data = (char *)realloc(b->data, b->cap);
@@ -77,13 +74,11 @@ static inline void peer_add(peer_bytes *b, const void *data, size_t len)
     b->data[b->len] = 0;
 }
 static inline void peer_adds(peer_bytes *b, const char *text) { peer_add(b, text, strlen(text)); }
-static inline void peer_drop(peer_bytes *b, size_t n)
-{
+static inline void peer_drop(peer_bytes *b, size_t n) {
     memmove(b->data, b->data + n, b->len - n + 1);
     b->len -= n;
 }
-static inline void peer_free(peer_bytes *b)
-{
+static inline void peer_free(peer_bytes *b) {
     free(b->data);
     memset(b, 0, sizeof *b);
 }
@@ -91,24 +86,21 @@ static inline const char *peer_text(const peer_bytes *b) { return b->data ? b->d
 
 /* Byte i of every generated body: no period that a buffer size divides. */
 static inline unsigned char peer_pattern(size_t i) { return (unsigned char)((i * 31 + i / 251 + i / 65521) & 255); }
-static inline void peer_add_pattern(peer_bytes *b, size_t n)
-{
+static inline void peer_add_pattern(peer_bytes *b, size_t n) {
     size_t i;
     for (i = 0; i < n; i++) {
         unsigned char c = peer_pattern(i);
         peer_add(b, &c, 1);
     }
 }
-static inline bool peer_is_pattern(const peer_bytes *b, size_t n)
-{
+static inline bool peer_is_pattern(const peer_bytes *b, size_t n) {
     size_t i;
     if (b->len != n) return false;
     for (i = 0; i < n; i++)
         if ((unsigned char)b->data[i] != peer_pattern(i)) return false;
     return true;
 }
-static inline unsigned long long peer_hash(const char *data, size_t len)
-{
+static inline unsigned long long peer_hash(const char *data, size_t len) {
     unsigned long long h = 1469598103934665603ull;
     size_t i;
     for (i = 0; i < len; i++) h = (h ^ (unsigned char)data[i]) * 1099511628211ull;
@@ -116,8 +108,7 @@ static inline unsigned long long peer_hash(const char *data, size_t len)
 }
 
 /* ---- sockets ---- */
-static inline int peer_listen(int *port, int backlog)
-{
+static inline int peer_listen(int *port, int backlog) {
     struct sockaddr_in a;
     socklen_t len = sizeof a;
     int fd = socket(AF_INET, SOCK_STREAM, 0);
@@ -129,8 +120,7 @@ static inline int peer_listen(int *port, int backlog)
     return fd;
 }
 
-static inline int peer_connect(int port)
-{
+static inline int peer_connect(int port) {
     struct sockaddr_in a;
     int one = 1, fd = socket(AF_INET, SOCK_STREAM, 0);
     memset(&a, 0, sizeof a);
@@ -147,16 +137,14 @@ static inline int peer_connect(int port)
 }
 
 /* A port on which nobody listens. */
-static inline int peer_dead_port(void)
-{
+static inline int peer_dead_port(void) {
     int port, fd = peer_listen(&port, 1);
     close(fd);
     return port;
 }
 
 /* Sends all of it; false when the other side is gone or takes nothing for PEER_MS. */
-static inline bool peer_send(int fd, const void *data, size_t len)
-{
+static inline bool peer_send(int fd, const void *data, size_t len) {
     const char *p = (const char *)data;
     while (len) {
         struct pollfd w = {0, POLLOUT, 0};
@@ -175,8 +163,7 @@ static inline bool peer_send(int fd, const void *data, size_t len)
 static inline bool peer_sends(int fd, const char *text) { return peer_send(fd, text, strlen(text)); }
 
 /* Closes with an RST. */
-static inline void peer_reset(int fd)
-{
+static inline void peer_reset(int fd) {
     struct linger l = {1, 0};
     setsockopt(fd, SOL_SOCKET, SO_LINGER, &l, sizeof l);
     close(fd);
@@ -207,30 +194,26 @@ typedef struct peer_message {
     peer_bytes trailers;
 } peer_message;
 
-static inline void peer_message_free(peer_message *m)
-{
+static inline void peer_message_free(peer_message *m) {
     peer_free(&m->head);
     peer_free(&m->body);
     peer_free(&m->trailers);
     memset(m, 0, sizeof *m);
 }
 
-static inline void peer_dial(peer_conn *c, int port)
-{
+static inline void peer_dial(peer_conn *c, int port) {
     memset(c, 0, sizeof *c);
     c->fd = peer_connect(port);
     CHECK(c->fd >= 0);
 }
-static inline void peer_hang_up(peer_conn *c)
-{
+static inline void peer_hang_up(peer_conn *c) {
     if (c->fd >= 0) close(c->fd);
     c->fd = -1;
     peer_free(&c->in);
 }
 
 /* Reads once into c->in. 1 = got some, 0 = end of stream, -1 = deadline, -2 = reset. */
-static inline int peer_fill(peer_conn *c, long long deadline_ms)
-{
+static inline int peer_fill(peer_conn *c, long long deadline_ms) {
     char buf[65536];
     for (;;) {
         struct pollfd w = {0, POLLIN, 0};
@@ -249,16 +232,14 @@ static inline int peer_fill(peer_conn *c, long long deadline_ms)
 }
 
 /* True when the other side closes or resets within ms without sending anything more. */
-static inline bool peer_closes(peer_conn *c, int ms)
-{
+static inline bool peer_closes(peer_conn *c, int ms) {
     int r = c->in.len ? 1 : peer_fill(c, peer_ms() + ms);
     return r == 0 || r == -2;
 }
 static inline bool peer_silent(peer_conn *c, int ms) { return c->in.len == 0 && peer_fill(c, peer_ms() + ms) == -1; }
 
 /* The value of field number `nth` (from 0) with this name, copied; false = none. */
-static inline bool peer_field_nth(const peer_bytes *head, const char *name, int nth, char *value, size_t cap)
-{
+static inline bool peer_field_nth(const peer_bytes *head, const char *name, int nth, char *value, size_t cap) {
     const char *p = peer_text(head);
     size_t n = strlen(name);
     while ((p = strstr(p, "\r\n")) != NULL) {
@@ -275,12 +256,10 @@ static inline bool peer_field_nth(const peer_bytes *head, const char *name, int 
     }
     return false;
 }
-static inline const char *peer_field(const peer_bytes *head, const char *name, char *value, size_t cap)
-{
+static inline const char *peer_field(const peer_bytes *head, const char *name, char *value, size_t cap) {
     return peer_field_nth(head, name, 0, value, cap) ? value : "(none)";
 }
-static inline int peer_fields(const peer_bytes *head, const char *name)
-{
+static inline int peer_fields(const peer_bytes *head, const char *name) {
     char value[8];
     int n = 0;
     while (peer_field_nth(head, name, n, value, sizeof value)) n++;
@@ -289,16 +268,14 @@ static inline int peer_fields(const peer_bytes *head, const char *name)
 
 /* CHECKs one field of a head: its value, or with want NULL that there is none. */
 #define PEER_FIELD(head, name, want) peer_check_field(head, name, want, __FILE__, __LINE__)
-static inline void peer_check_field(const peer_bytes *head, const char *name, const char *want, const char *file, int line)
-{
+static inline void peer_check_field(const peer_bytes *head, const char *name, const char *want, const char *file, int line) {
     char value[2048];
     check_str(peer_field(head, name, value, sizeof value), want ? want : "(none)", file, line, name);
     if (want) check_int(peer_fields(head, name), 1, file, line, name);
 }
 
 /* Needs n bytes in c->in. */
-static inline peer_end peer_need(peer_conn *c, size_t n, long long deadline)
-{
+static inline peer_end peer_need(peer_conn *c, size_t n, long long deadline) {
     while (c->in.len < n) {
         int r = peer_fill(c, deadline);
         if (r <= 0) return r == 0 ? PEER_CUT : r == -1 ? PEER_LATE : PEER_RESET;
@@ -307,8 +284,7 @@ static inline peer_end peer_need(peer_conn *c, size_t n, long long deadline)
 }
 
 /* Needs the text `mark` in c->in; *at = the bytes up to its end. */
-static inline peer_end peer_need_mark(peer_conn *c, const char *mark, size_t *at, long long deadline)
-{
+static inline peer_end peer_need_mark(peer_conn *c, const char *mark, size_t *at, long long deadline) {
     for (;;) {
         size_t i, n = strlen(mark);
         peer_end end;
@@ -324,8 +300,7 @@ static inline peer_end peer_need_mark(peer_conn *c, const char *mark, size_t *at
 
 static inline long long peer_deadline(const peer_conn *c) { return peer_ms() + (c->ms ? c->ms : PEER_MS); }
 
-static inline peer_end peer_read_head(peer_conn *c, peer_message *m)
-{
+static inline peer_end peer_read_head(peer_conn *c, peer_message *m) {
     size_t at = 0;
     peer_message_free(m);
     m->end = peer_need_mark(c, "\r\n\r\n", &at, peer_deadline(c));
@@ -336,8 +311,7 @@ static inline peer_end peer_read_head(peer_conn *c, peer_message *m)
     return PEER_WHOLE;
 }
 
-static inline peer_end peer_take(peer_conn *c, peer_bytes *to, size_t n, long long deadline)
-{
+static inline peer_end peer_take(peer_conn *c, peer_bytes *to, size_t n, long long deadline) {
     peer_end end = peer_need(c, n, deadline);
     size_t got = c->in.len < n ? c->in.len : n; /* a cut body still shows what came */
     peer_add(to, c->in.data, got);
@@ -345,8 +319,7 @@ static inline peer_end peer_take(peer_conn *c, peer_bytes *to, size_t n, long lo
     return end;
 }
 
-static inline peer_end peer_read_chunks(peer_conn *c, peer_message *m, long long deadline)
-{
+static inline peer_end peer_read_chunks(peer_conn *c, peer_message *m, long long deadline) {
     for (;;) {
         size_t at = 0, size;
         char *stop;
@@ -373,15 +346,15 @@ static inline peer_end peer_read_chunks(peer_conn *c, peer_message *m, long long
 }
 
 /* Reads the body that the head announces; to_close: without any framing it runs to the end of the stream. */
-static inline peer_end peer_read_body(peer_conn *c, peer_message *m, bool to_close)
-{
+static inline peer_end peer_read_body(peer_conn *c, peer_message *m, bool to_close) {
     long long deadline = peer_deadline(c);
     char value[64];
     if (peer_fields(&m->head, "Transfer-Encoding")) {
         m->chunked = true;
         return m->end = peer_read_chunks(c, m, deadline);
     }
-    if (peer_field_nth(&m->head, "Content-Length", 0, value, sizeof value)) return m->end = peer_take(c, &m->body, (size_t)strtoul(value, NULL, 10), deadline);
+    if (peer_field_nth(&m->head, "Content-Length", 0, value, sizeof value))
+        return m->end = peer_take(c, &m->body, (size_t)strtoul(value, NULL, 10), deadline);
     if (!to_close) return m->end;
     m->to_close = true;
     for (;;) {
@@ -393,15 +366,13 @@ static inline peer_end peer_read_body(peer_conn *c, peer_message *m, bool to_clo
     }
 }
 
-static inline peer_end peer_read_request(peer_conn *c, peer_message *m)
-{
+static inline peer_end peer_read_request(peer_conn *c, peer_message *m) {
     if (peer_read_head(c, m) != PEER_WHOLE) return m->end;
     return peer_read_body(c, m, false);
 }
 
 /* The next reply, interim ones too. method: that of the request (HEAD has no body). */
-static inline peer_end peer_read_reply(peer_conn *c, peer_message *m, const char *method)
-{
+static inline peer_end peer_read_reply(peer_conn *c, peer_message *m, const char *method) {
     if (peer_read_head(c, m) != PEER_WHOLE) return m->end;
     if (m->head.len < 12 || strncmp(m->head.data, "HTTP/1.", 7)) return m->end = PEER_BAD;
     m->status = atoi(m->head.data + 9);
@@ -410,8 +381,7 @@ static inline peer_end peer_read_reply(peer_conn *c, peer_message *m, const char
 }
 
 /* Sends a request and reads its reply. The status, or 0 - peer_end when there was no whole reply. */
-static inline int peer_ask(peer_conn *c, peer_message *m, const char *request)
-{
+static inline int peer_ask(peer_conn *c, peer_message *m, const char *request) {
     char method[16];
     snprintf(method, sizeof method, "%.*s", (int)strcspn(request, " "), request);
     peer_message_free(m);
@@ -422,8 +392,7 @@ static inline int peer_ask(peer_conn *c, peer_message *m, const char *request)
 }
 
 /* One GET on a connection of its own. */
-static inline int peer_get(int port, const char *path, peer_message *m)
-{
+static inline int peer_get(int port, const char *path, peer_message *m) {
     char request[512];
     peer_conn c;
     int status;
@@ -461,8 +430,7 @@ struct peer_upstream {
     peer_served conns[PEER_CONNS];
 };
 
-static inline void peer_reply(peer_conn *c, const char *method, const char *status, const char *fields, const char *body, size_t len)
-{
+static inline void peer_reply(peer_conn *c, const char *method, const char *status, const char *fields, const char *body, size_t len) {
     char head[1024];
     snprintf(head, sizeof head, "HTTP/1.1 %s\r\nServer: peer\r\nContent-Length: %zu\r\n%s\r\n", status, len, fields);
     peer_sends(c->fd, head);
@@ -470,8 +438,7 @@ static inline void peer_reply(peer_conn *c, const char *method, const char *stat
 }
 
 /* N pattern bytes in chunks of every size from 1 up, with an extension and a trailer. */
-static inline void peer_add_chunked(peer_bytes *out, const peer_bytes *body)
-{
+static inline void peer_add_chunked(peer_bytes *out, const peer_bytes *body) {
     size_t at = 0, size = 1;
     char line[64];
     while (at < body->len) {
@@ -486,8 +453,7 @@ static inline void peer_add_chunked(peer_bytes *out, const peer_bytes *body)
     peer_adds(out, "0\r\nX-Sum: peer\r\n\r\n");
 }
 
-static inline void peer_serve_sized(peer_conn *c, const char *method, const char *how, size_t n)
-{
+static inline void peer_serve_sized(peer_conn *c, const char *method, const char *how, size_t n) {
     peer_bytes body = {NULL, 0, 0}, out = {NULL, 0, 0};
     peer_add_pattern(&body, n);
     peer_add(&out, "", 0);
@@ -507,8 +473,7 @@ static inline void peer_serve_sized(peer_conn *c, const char *method, const char
 }
 
 /* Sends a request body of known length back while it still comes. */
-static inline void peer_serve_mirror(peer_conn *c, size_t n)
-{
+static inline void peer_serve_mirror(peer_conn *c, size_t n) {
     char head[128];
     snprintf(head, sizeof head, "HTTP/1.1 200 OK\r\nContent-Length: %zu\r\n\r\n", n);
     peer_sends(c->fd, head);
@@ -521,8 +486,7 @@ static inline void peer_serve_mirror(peer_conn *c, size_t n)
     }
 }
 
-static inline void peer_serve_hash(peer_served *s, peer_conn *c, peer_message *m)
-{
+static inline void peer_serve_hash(peer_served *s, peer_conn *c, peer_message *m) {
     char text[64];
     if (peer_read_body(c, m, false) != PEER_WHOLE) return;
     PEER_ADD(&s->up->complete, 1);
@@ -531,8 +495,7 @@ static inline void peer_serve_hash(peer_served *s, peer_conn *c, peer_message *m
 }
 
 /* Answers one request; false = hang up. */
-static inline bool peer_serve(peer_served *s, peer_conn *c, peer_message *m)
-{
+static inline bool peer_serve(peer_served *s, peer_conn *c, peer_message *m) {
     peer_upstream *up = s->up;
     char method[16], target[256], value[64];
     const char *path = target;
@@ -594,10 +557,10 @@ static inline bool peer_serve(peer_served *s, peer_conn *c, peer_message *m)
         if (s->served > 1) return false;
         peer_reply(c, method, "200 OK", "", "once", 4);
     } else if (PEER_ROUTE("/die")) return false;
-    else if (PEER_ROUTE("/bye")) { /* promises to stay, and leaves */
-        peer_reply(c, method, "200 OK", "", "bye", 3);
+    else if (PEER_ROUTE("/bye")) { /* promises to stay, and leaves */ peer_reply(c, method, "200 OK", "", "bye", 3);
         return false;
-    } else if (PEER_ROUTE("/stray")) peer_sends(c->fd, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nstray");
+    } else if (PEER_ROUTE("/stray"))
+        peer_sends(c->fd, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nstray");
     else if (PEER_ROUTE("/raw")) {
         bool stay;
         pthread_mutex_lock(&up->lock);
@@ -610,8 +573,7 @@ static inline bool peer_serve(peer_served *s, peer_conn *c, peer_message *m)
     return true;
 }
 
-static inline void *peer_serve_conn(void *arg)
-{
+static inline void *peer_serve_conn(void *arg) {
     peer_served *s = (peer_served *)arg;
     peer_upstream *up = s->up;
     peer_conn c = {0, {NULL, 0, 0}, 60000};
@@ -651,8 +613,7 @@ static inline void *peer_serve_conn(void *arg)
     return NULL;
 }
 
-static inline void *peer_accept_loop(void *arg)
-{
+static inline void *peer_accept_loop(void *arg) {
     peer_upstream *up = (peer_upstream *)arg;
     for (;;) {
         int one = 1, fd = accept(up->fd, NULL, NULL), n = up->accepts;
@@ -671,8 +632,7 @@ static inline void *peer_accept_loop(void *arg)
     }
 }
 
-static inline peer_upstream *peer_upstream_start(void)
-{
+static inline peer_upstream *peer_upstream_start(void) {
     peer_upstream *up = (peer_upstream *)calloc(1, sizeof *up);
     if (!up) abort();
     pthread_mutex_init(&up->lock, NULL);
@@ -681,8 +641,7 @@ static inline peer_upstream *peer_upstream_start(void)
     return up;
 }
 
-static inline void peer_upstream_stop(peer_upstream *up)
-{
+static inline void peer_upstream_stop(peer_upstream *up) {
     int i;
     PEER_STORE(&up->stopping, true);
     shutdown(up->fd, SHUT_RDWR);
@@ -700,16 +659,14 @@ static inline void peer_upstream_stop(peer_upstream *up)
 }
 
 /* A copy of the last request head that came. */
-static inline void peer_last(peer_upstream *up, peer_bytes *out)
-{
+static inline void peer_last(peer_upstream *up, peer_bytes *out) {
     out->len = 0;
     pthread_mutex_lock(&up->lock);
     peer_add(out, peer_text(&up->last), up->last.len);
     pthread_mutex_unlock(&up->lock);
 }
 
-static inline void peer_raw(peer_upstream *up, const peer_bytes *raw, bool and_close)
-{
+static inline void peer_raw(peer_upstream *up, const peer_bytes *raw, bool and_close) {
     pthread_mutex_lock(&up->lock);
     up->raw.len = 0;
     peer_add(&up->raw, peer_text(raw), raw->len);
@@ -726,8 +683,7 @@ typedef struct peer_source {
     int fetches, inside, overlaps;
 } peer_source;
 
-static inline chaos_result peer_fetch(void *user, char *buf, size_t cap, chaos_fetched *out, chaos_error *err)
-{
+static inline chaos_result peer_fetch(void *user, char *buf, size_t cap, chaos_fetched *out, chaos_error *err) {
     peer_source *s = (peer_source *)user;
     chaos_result r;
     if (PEER_ADD(&s->inside, 1) > 1) PEER_ADD(&s->overlaps, 1);
@@ -744,14 +700,12 @@ static inline chaos_result peer_fetch(void *user, char *buf, size_t cap, chaos_f
     return r;
 }
 
-static inline void peer_source_init(peer_source *s, const char *json)
-{
+static inline void peer_source_init(peer_source *s, const char *json) {
     memset(s, 0, sizeof *s);
     pthread_mutex_init(&s->lock, NULL);
     snprintf(s->json, sizeof s->json, "%s", json);
 }
-static inline void peer_source_set(peer_source *s, const char *json, chaos_result result)
-{
+static inline void peer_source_set(peer_source *s, const char *json, chaos_result result) {
     pthread_mutex_lock(&s->lock);
     snprintf(s->json, sizeof s->json, "%s", json);
     s->result = result;
@@ -769,8 +723,7 @@ typedef struct peer_proxy {
     chaos_error err;
 } peer_proxy;
 
-static inline void peer_proxy_listening(void *user, const char *address)
-{
+static inline void peer_proxy_listening(void *user, const char *address) {
     peer_proxy *p = (peer_proxy *)user;
     const char *colon = strrchr(address, ':');
     snprintf(p->address, sizeof p->address, "%s", address);
@@ -778,8 +731,7 @@ static inline void peer_proxy_listening(void *user, const char *address)
     PEER_STORE(&p->port, colon ? atoi(colon + 1) : -1);
 }
 
-static inline void *peer_proxy_main(void *arg)
-{
+static inline void *peer_proxy_main(void *arg) {
     peer_proxy *p = (peer_proxy *)arg;
     p->result = chaos_proxy_run(p->c, &p->desc, &p->err);
     PEER_STORE(&p->done, 1);
@@ -787,8 +739,7 @@ static inline void *peer_proxy_main(void *arg)
 }
 
 /* Starts it; false when it ended before it listened (then it is joined already). */
-static inline bool peer_proxy_start(peer_proxy *p, chaos *c, const chaos_proxy_desc *desc)
-{
+static inline bool peer_proxy_start(peer_proxy *p, chaos *c, const chaos_proxy_desc *desc) {
     memset(p, 0, sizeof *p);
     p->c = c;
     p->desc = *desc;
@@ -802,8 +753,7 @@ static inline bool peer_proxy_start(peer_proxy *p, chaos *c, const chaos_proxy_d
 }
 
 /* Waits for the run to end. A proxy that does not is beyond a failing check: nothing after it could be trusted. */
-static inline void peer_proxy_join(peer_proxy *p, int ms)
-{
+static inline void peer_proxy_join(peer_proxy *p, int ms) {
     PEER_UNTIL(PEER_LOAD(&p->done), ms);
     if (!PEER_LOAD(&p->done)) {
         printf("FAIL %s: chaos_proxy_run does not return\n", check_state.name);
@@ -822,16 +772,14 @@ typedef struct peer_rig {
     char upstream_url[64];
 } peer_rig;
 
-static inline void peer_rig_config(peer_rig *r, const char *json)
-{
+static inline void peer_rig_config(peer_rig *r, const char *json) {
     chaos_error err;
     memset(&err, 0, sizeof err);
     peer_source_set(&r->source, json, CHAOS_OK);
     if (!CHECK(chaos_refresh(r->c, &err) == CHAOS_OK)) printf("     %s\n", err.text);
 }
 
-static inline void peer_rig_open(peer_rig *r, const char *json)
-{
+static inline void peer_rig_open(peer_rig *r, const char *json) {
     chaos_desc d;
     memset(r, 0, sizeof *r);
     memset(&d, 0, sizeof d);
@@ -847,8 +795,7 @@ static inline void peer_rig_open(peer_rig *r, const char *json)
 }
 
 /* An upstream, a handle with this config, and the proxy between. desc may be NULL; its upstream may be set. */
-static inline void peer_rig_start(peer_rig *r, const char *json, const chaos_proxy_desc *desc)
-{
+static inline void peer_rig_start(peer_rig *r, const char *json, const chaos_proxy_desc *desc) {
     chaos_proxy_desc d;
     memset(&d, 0, sizeof d);
     if (desc) d = *desc;
@@ -864,8 +811,7 @@ static inline void peer_rig_start(peer_rig *r, const char *json, const chaos_pro
     }
 }
 
-static inline void peer_rig_stop(peer_rig *r)
-{
+static inline void peer_rig_stop(peer_rig *r) {
     if (PEER_LOAD(&r->proxy.port)) {
         chaos_proxy_stop(r->c);
         peer_proxy_join(&r->proxy, 15000);
@@ -876,8 +822,7 @@ static inline void peer_rig_stop(peer_rig *r)
     pthread_mutex_destroy(&r->source.lock);
 }
 
-static inline chaos_report peer_report(peer_rig *r)
-{
+static inline chaos_report peer_report(peer_rig *r) {
     chaos_report report;
     memset(&report, 0, sizeof report);
     chaos_stats(r->c, &report);

@@ -5,29 +5,26 @@
 #include "../check.h"
 #include "peer.h"
 
-#define FAIL_ALL "{\"enabled\":true,\"errorRate\":100,\"errorStatus\":503,\"expiresAt\":\"never\"}"
-#define DELAY_200 "{\"enabled\":true,\"latency\":200,\"expiresAt\":\"never\"}"
+#define FAIL_ALL   "{\"enabled\":true,\"errorRate\":100,\"errorStatus\":503,\"expiresAt\":\"never\"}"
+#define DELAY_200  "{\"enabled\":true,\"latency\":200,\"expiresAt\":\"never\"}"
 #define DELAY_LONG "{\"enabled\":true,\"latency\":60000,\"expiresAt\":\"never\"}"
 
 #define PORT(rig) PEER_LOAD(&(rig)->proxy.port)
 #define GET(path) "GET " path " HTTP/1.1\r\nHost: test\r\n\r\n"
 
-static chaos_proxy_desc no_desc(void)
-{
+static chaos_proxy_desc no_desc(void) {
     chaos_proxy_desc d;
     memset(&d, 0, sizeof d);
     return d;
 }
-static peer_message no_message(void)
-{
+static peer_message no_message(void) {
     peer_message m;
     memset(&m, 0, sizeof m);
     return m;
 }
 
 /* An error of the proxy's own: says so, never looks injected, and can be told from the upstream's. */
-static void check_own_error(const peer_message *m, int status)
-{
+static void check_own_error(const peer_message *m, int status) {
     char value[256];
     CHECK_INT(m->status, status);
     CHECK_INT(m->end, PEER_WHOLE);
@@ -38,8 +35,7 @@ static void check_own_error(const peer_message *m, int status)
 
 /* ---- plain forwarding ---- */
 
-static void case_keep_alive_on_both_sides(void)
-{
+static void case_keep_alive_on_both_sides(void) {
     peer_message m = no_message();
     peer_rig rig;
     peer_conn c;
@@ -65,8 +61,7 @@ static void case_keep_alive_on_both_sides(void)
     peer_rig_stop(&rig);
 }
 
-static void case_pipelined_requests_keep_their_order(void)
-{
+static void case_pipelined_requests_keep_their_order(void) {
     peer_message m = no_message();
     peer_rig rig;
     peer_conn c;
@@ -75,7 +70,8 @@ static void case_pipelined_requests_keep_their_order(void)
     peer_dial(&c, PORT(&rig));
     CHECK(peer_sends(c.fd, GET("/length/1") GET("/chunked/2") GET("/length/3")));
     CHECK(peer_sends(c.fd, "POST /length/4 HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello" GET("/length/5")));
-    CHECK(peer_sends(c.fd, "POST /length/6 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n" GET("/length/7")));
+    CHECK(
+        peer_sends(c.fd, "POST /length/6 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n" GET("/length/7")));
     for (n = 1; n <= 7; n++) {
         peer_read_reply(&c, &m, "GET");
         CHECK_INT(m.status, 200);
@@ -86,8 +82,7 @@ static void case_pipelined_requests_keep_their_order(void)
     peer_rig_stop(&rig);
 }
 
-static void check_reply_body(peer_rig *rig, peer_conn *c, const char *how, size_t n)
-{
+static void check_reply_body(peer_rig *rig, peer_conn *c, const char *how, size_t n) {
     peer_message m = no_message();
     char request[128];
     check_where("%s %zu", how, n);
@@ -103,8 +98,7 @@ static void check_reply_body(peer_rig *rig, peer_conn *c, const char *how, size_
     peer_message_free(&m);
 }
 
-static void case_reply_bodies_arrive_byte_for_byte(void)
-{
+static void case_reply_bodies_arrive_byte_for_byte(void) {
     static const size_t sizes[] = {0, 1, 4095, 65536, 65537, 1 << 20};
     static const char *const ways[] = {"length", "chunked", "close"};
     peer_rig rig;
@@ -118,8 +112,7 @@ static void case_reply_bodies_arrive_byte_for_byte(void)
     peer_rig_stop(&rig);
 }
 
-static void check_request_body(peer_conn *c, const char *path, bool chunked, size_t n)
-{
+static void check_request_body(peer_conn *c, const char *path, bool chunked, size_t n) {
     peer_bytes body = {NULL, 0, 0}, out = {NULL, 0, 0};
     peer_message m = no_message();
     char text[160];
@@ -144,8 +137,7 @@ static void check_request_body(peer_conn *c, const char *path, bool chunked, siz
     peer_message_free(&m);
 }
 
-static void case_request_bodies_arrive_byte_for_byte(void)
-{
+static void case_request_bodies_arrive_byte_for_byte(void) {
     static const size_t sizes[] = {0, 1, 65537, 1 << 20};
     peer_rig rig;
     peer_conn c;
@@ -166,16 +158,14 @@ typedef struct sending {
     peer_bytes bytes;
     bool sent;
 } sending;
-static void *send_in_thread(void *arg)
-{
+static void *send_in_thread(void *arg) {
     sending *s = (sending *)arg;
     s->sent = peer_send(s->fd, s->bytes.data, s->bytes.len);
     return NULL;
 }
 
 /* More than all socket buffers on the way hold: only a pump that moves both directions at once gets through. */
-static void case_both_directions_stream_at_once(void)
-{
+static void case_both_directions_stream_at_once(void) {
     size_t n = 24 << 20;
     peer_bytes body = {NULL, 0, 0};
     sending s = {0, {NULL, 0, 0}, false};
@@ -209,8 +199,7 @@ static void case_both_directions_stream_at_once(void)
     peer_rig_stop(&rig);
 }
 
-static void case_replies_without_a_body_keep_their_fields(void)
-{
+static void case_replies_without_a_body_keep_their_fields(void) {
     peer_message m = no_message();
     peer_rig rig;
     peer_conn c;
@@ -231,8 +220,7 @@ static void case_replies_without_a_body_keep_their_fields(void)
     peer_rig_stop(&rig);
 }
 
-static void case_interim_replies_pass(void)
-{
+static void case_interim_replies_pass(void) {
     peer_message m = no_message();
     peer_rig rig;
     peer_conn c;
@@ -252,8 +240,7 @@ static void case_interim_replies_pass(void)
     peer_rig_stop(&rig);
 }
 
-static void case_expect_100_continue(void)
-{
+static void case_expect_100_continue(void) {
     peer_message m = no_message();
     peer_rig rig;
     peer_conn c;
@@ -275,8 +262,7 @@ static void case_expect_100_continue(void)
     peer_rig_stop(&rig);
 }
 
-static void case_early_final_reply_reaches_the_client(void)
-{
+static void case_early_final_reply_reaches_the_client(void) {
     peer_message m = no_message();
     peer_bytes out = {NULL, 0, 0};
     peer_rig rig;
@@ -295,14 +281,14 @@ static void case_early_final_reply_reaches_the_client(void)
     peer_rig_stop(&rig);
 }
 
-static void case_trailers_do_not_disturb(void)
-{
+static void case_trailers_do_not_disturb(void) {
     peer_message m = no_message();
     peer_rig rig;
     peer_conn c;
     peer_rig_start(&rig, "{}", NULL);
     peer_dial(&c, PORT(&rig));
-    CHECK_INT(peer_ask(&c, &m, "POST /hash HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n0\r\nX-T: 1\r\n\r\n"), 200);
+    CHECK_INT(peer_ask(&c, &m, "POST /hash HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n0\r\nX-T: 1\r\n\r\n"),
+              200);
     CHECK(!strncmp(peer_text(&m.body), "5 ", 2));
     CHECK_INT(peer_ask(&c, &m, GET("/chunked/10")), 200);
     CHECK(peer_is_pattern(&m.body, 10));
@@ -313,8 +299,7 @@ static void case_trailers_do_not_disturb(void)
     peer_rig_stop(&rig);
 }
 
-static void case_off_means_the_same_bytes(void)
-{
+static void case_off_means_the_same_bytes(void) {
     static const char *const paths[] = {"/length/5000", "/chunked/5000", "/304", "/204", "/hello?x=%20y&z"};
     static const char *const kept[] = {"Content-Type", "Server", "ETag", "X-Kind", "X-Upstream"};
     peer_message direct = no_message(), proxied = no_message();
@@ -325,8 +310,11 @@ static void case_off_means_the_same_bytes(void)
         char a[256], b[256];
         check_where("%s", paths[i]);
         CHECK_INT(peer_get(PORT(&rig), paths[i], &proxied), peer_get(rig.up->port, paths[i], &direct));
-        if (i < 4) CHECK(direct.body.len == proxied.body.len && !memcmp(peer_text(&direct.body), peer_text(&proxied.body), direct.body.len));
-        else CHECK(!strncmp(peer_text(&direct.body), peer_text(&proxied.body), strcspn(peer_text(&direct.body), "\r"))); /* its request line */
+        if (i < 4)
+            CHECK(direct.body.len == proxied.body.len && !memcmp(peer_text(&direct.body), peer_text(&proxied.body), direct.body.len));
+        else
+            CHECK(
+                !strncmp(peer_text(&direct.body), peer_text(&proxied.body), strcspn(peer_text(&direct.body), "\r"))); /* its request line */
         for (k = 0; k < 5; k++) CHECK_STR(peer_field(&proxied.head, kept[k], a, sizeof a), peer_field(&direct.head, kept[k], b, sizeof b));
         PEER_FIELD(&proxied.head, "X-Chaos-Injected", NULL);
         PEER_FIELD(&proxied.head, "Proxy-Status", NULL);
@@ -339,16 +327,14 @@ static void case_off_means_the_same_bytes(void)
 /* ---- what is added, dropped, rewritten ---- */
 
 /* Sends a request to /echo-like paths; returns the head the upstream got as m->body. */
-static void echo(peer_rig *rig, peer_message *m, const char *request)
-{
+static void echo(peer_rig *rig, peer_message *m, const char *request) {
     peer_conn c;
     peer_dial(&c, PORT(rig));
     CHECK_INT(peer_ask(&c, m, request), 200);
     peer_hang_up(&c);
 }
 
-static void case_hop_by_hop_fields_end_here(void)
-{
+static void case_hop_by_hop_fields_end_here(void) {
     peer_message m = no_message();
     peer_rig rig;
     peer_rig_start(&rig, "{}", NULL);
@@ -366,8 +352,7 @@ static void case_hop_by_hop_fields_end_here(void)
     peer_rig_stop(&rig);
 }
 
-static void case_via_and_forwarded_fields_are_added(void)
-{
+static void case_via_and_forwarded_fields_are_added(void) {
     peer_message m = no_message();
     peer_rig rig;
     char via[256];
@@ -384,8 +369,7 @@ static void case_via_and_forwarded_fields_are_added(void)
     peer_rig_stop(&rig);
 }
 
-static void check_in_order(const char *text, const char *const *words, int count)
-{
+static void check_in_order(const char *text, const char *const *words, int count) {
     const char *at = text;
     int i;
     for (i = 0; i < count; i++) {
@@ -396,8 +380,7 @@ static void check_in_order(const char *text, const char *const *words, int count
 }
 
 /* A proxy in front of this one: its entries stay, in their order. One field or several are the same list. */
-static void case_forwarded_chain_is_kept(void)
-{
+static void case_forwarded_chain_is_kept(void) {
     peer_message m = no_message();
     peer_rig rig;
     peer_rig_start(&rig, "{}", NULL);
@@ -410,8 +393,7 @@ static void case_forwarded_chain_is_kept(void)
     peer_rig_stop(&rig);
 }
 
-static void case_host_rewritten_on_request(void)
-{
+static void case_host_rewritten_on_request(void) {
     chaos_proxy_desc d = no_desc();
     peer_message m = no_message();
     peer_rig rig;
@@ -424,8 +406,7 @@ static void case_host_rewritten_on_request(void)
     peer_rig_stop(&rig);
 }
 
-static void case_absolute_form_becomes_origin_form(void)
-{
+static void case_absolute_form_becomes_origin_form(void) {
     peer_message m = no_message();
     peer_rig rig;
     peer_rig_start(&rig, "{}", NULL);
@@ -436,8 +417,7 @@ static void case_absolute_form_becomes_origin_form(void)
     peer_rig_stop(&rig);
 }
 
-static void case_upstream_prefix(void)
-{
+static void case_upstream_prefix(void) {
     chaos_proxy_desc d = no_desc();
     peer_message m = no_message();
     char url[128];
@@ -461,8 +441,7 @@ static void case_upstream_prefix(void)
     peer_rig_stop(&rig);
 }
 
-static void case_http10_client(void)
-{
+static void case_http10_client(void) {
     peer_message m = no_message();
     peer_rig rig;
     peer_conn c;
@@ -482,8 +461,7 @@ static void case_http10_client(void)
     peer_rig_stop(&rig);
 }
 
-static void case_client_may_half_close(void)
-{
+static void case_client_may_half_close(void) {
     peer_message m = no_message();
     peer_rig rig;
     peer_conn c;
@@ -501,8 +479,7 @@ static void case_client_may_half_close(void)
 
 /* ---- refusals and time-outs ---- */
 
-static void check_refused(peer_rig *rig, const char *head, int status)
-{
+static void check_refused(peer_rig *rig, const char *head, int status) {
     peer_message m = no_message();
     peer_conn c;
     check_where("%d", status);
@@ -515,8 +492,7 @@ static void check_refused(peer_rig *rig, const char *head, int status)
     peer_message_free(&m);
 }
 
-static void case_bad_heads_are_refused_and_closed(void)
-{
+static void case_bad_heads_are_refused_and_closed(void) {
     chaos_proxy_desc d = no_desc();
     peer_bytes big = {NULL, 0, 0};
     peer_rig rig;
@@ -539,8 +515,7 @@ static void case_bad_heads_are_refused_and_closed(void)
     peer_rig_stop(&rig);
 }
 
-static void case_refused_client_can_read_why(void)
-{
+static void case_refused_client_can_read_why(void) {
     chaos_proxy_desc d = no_desc();
     peer_message m = no_message();
     peer_bytes big = {NULL, 0, 0};
@@ -560,8 +535,7 @@ static void case_refused_client_can_read_why(void)
 }
 
 /* One byte now and then must not renew the deadline: it belongs to the head. */
-static void case_slow_head_is_408(void)
-{
+static void case_slow_head_is_408(void) {
     static const char head[] = "GET / HTTP/1.1\r\nHost: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
     chaos_proxy_desc d = no_desc();
     peer_message m = no_message();
@@ -588,8 +562,7 @@ static void case_slow_head_is_408(void)
     peer_rig_stop(&rig);
 }
 
-static void case_idle_connections_end_silently(void)
-{
+static void case_idle_connections_end_silently(void) {
     chaos_proxy_desc d = no_desc();
     peer_message m = no_message();
     long long start;
@@ -610,8 +583,7 @@ static void case_idle_connections_end_silently(void)
     peer_rig_stop(&rig);
 }
 
-static void case_stalled_request_body_ends(void)
-{
+static void case_stalled_request_body_ends(void) {
     chaos_proxy_desc d = no_desc();
     peer_message m = no_message();
     long long start = peer_ms();
@@ -631,8 +603,7 @@ static void case_stalled_request_body_ends(void)
     peer_rig_stop(&rig);
 }
 
-static void case_upstream_down_is_502(void)
-{
+static void case_upstream_down_is_502(void) {
     chaos_proxy_desc d = no_desc();
     peer_message m = no_message();
     char url[64];
@@ -654,8 +625,7 @@ static void case_upstream_down_is_502(void)
     peer_rig_stop(&rig);
 }
 
-static void case_upstream_that_answers_nonsense_is_502(void)
-{
+static void case_upstream_that_answers_nonsense_is_502(void) {
     static const char *const paths[] = {"/garbage", "/half-head", "/die"};
     peer_message m = no_message();
     peer_rig rig;
@@ -673,8 +643,7 @@ static void case_upstream_that_answers_nonsense_is_502(void)
     peer_rig_stop(&rig);
 }
 
-static void case_silent_upstream_is_504(void)
-{
+static void case_silent_upstream_is_504(void) {
     chaos_proxy_desc d = no_desc();
     peer_message m = no_message();
     long long start;
@@ -691,8 +660,7 @@ static void case_silent_upstream_is_504(void)
 }
 
 /* A listener whose queue is full answers no SYN, as a host that is gone. */
-static void case_connect_timeout_is_504(void)
-{
+static void case_connect_timeout_is_504(void) {
     chaos_proxy_desc d = no_desc();
     peer_message m = no_message();
     int port, fill[8], i, fd = peer_listen(&port, 0);
@@ -725,8 +693,7 @@ static void case_connect_timeout_is_504(void)
 
 /* ---- an upstream that dies in the middle: what is cut must look cut ---- */
 
-static void check_cut(peer_rig *rig, const char *path, const char *version)
-{
+static void check_cut(peer_rig *rig, const char *path, const char *version) {
     peer_message m = no_message();
     char request[128];
     peer_conn c;
@@ -741,15 +708,14 @@ static void check_cut(peer_rig *rig, const char *path, const char *version)
     peer_message_free(&m);
 }
 
-static void case_cut_replies_look_cut(void)
-{
+static void case_cut_replies_look_cut(void) {
     peer_message m = no_message();
     peer_rig rig;
     peer_rig_start(&rig, "{}", NULL);
     check_cut(&rig, "/cut-length", "1.1");
     check_cut(&rig, "/cut-chunked", "1.1");
     check_cut(&rig, "/bad-chunk", "1.1");
-    check_cut(&rig, "/reset-body", "1.1");  /* to the close: only an RST or chunked framing can tell */
+    check_cut(&rig, "/reset-body", "1.1"); /* to the close: only an RST or chunked framing can tell */
     check_cut(&rig, "/reset-body", "1.0");
     check_cut(&rig, "/cut-chunked", "1.0"); /* de-chunked: only an RST can tell */
     CHECK_INT(peer_report(&rig).upstream_errors, 6);
@@ -760,8 +726,7 @@ static void case_cut_replies_look_cut(void)
 
 /* ---- stale pooled sockets ---- */
 
-static void case_get_is_retried_once_on_a_stale_socket(void)
-{
+static void case_get_is_retried_once_on_a_stale_socket(void) {
     peer_message m = no_message();
     peer_rig rig;
     peer_rig_start(&rig, "{}", NULL);
@@ -777,9 +742,9 @@ static void case_get_is_retried_once_on_a_stale_socket(void)
     peer_rig_stop(&rig);
 }
 
-static void case_post_is_never_retried(void)
-{
-    static const char *const posts[] = {"POST /once HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi", "POST /once HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"};
+static void case_post_is_never_retried(void) {
+    static const char *const posts[] = {"POST /once HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi",
+                                        "POST /once HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"};
     int i;
     for (i = 0; i < 2; i++) {
         peer_message m = no_message();
@@ -797,8 +762,7 @@ static void case_post_is_never_retried(void)
     }
 }
 
-static void case_closed_pooled_socket_is_not_used(void)
-{
+static void case_closed_pooled_socket_is_not_used(void) {
     peer_message m = no_message();
     peer_rig rig;
     peer_conn c;
@@ -813,8 +777,7 @@ static void case_closed_pooled_socket_is_not_used(void)
     peer_rig_stop(&rig);
 }
 
-static void case_post_gets_no_socket_that_idled_half_a_second(void)
-{
+static void case_post_gets_no_socket_that_idled_half_a_second(void) {
     peer_message m = no_message();
     peer_rig rig;
     peer_conn c;
@@ -823,7 +786,7 @@ static void case_post_gets_no_socket_that_idled_half_a_second(void)
     peer_dial(&c, PORT(&rig));
     CHECK_INT(peer_ask(&c, &m, "POST /length/1 HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi"), 200);
     CHECK_INT(peer_ask(&c, &m, "POST /length/1 HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi"), 200);
-    CHECK_INT(PEER_LOAD(&rig.up->accepts), 1); /* fresh enough */
+    CHECK_INT(PEER_LOAD(&rig.up->accepts), 1);                      /* fresh enough */
     for (until = peer_ms() + 600; peer_ms() < until;) peer_nap(20); /* the half second itself */
     CHECK_INT(peer_ask(&c, &m, "POST /length/1 HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi"), 200);
     CHECK_INT(PEER_LOAD(&rig.up->accepts), 2);
@@ -832,8 +795,7 @@ static void case_post_gets_no_socket_that_idled_half_a_second(void)
     peer_rig_stop(&rig);
 }
 
-static void case_stray_bytes_poison_nobody(void)
-{
+static void case_stray_bytes_poison_nobody(void) {
     peer_message m = no_message();
     peer_rig rig;
     peer_rig_start(&rig, "{}", NULL);
@@ -848,8 +810,7 @@ static void case_stray_bytes_poison_nobody(void)
 
 /* ---- faults ---- */
 
-static void case_injected_status(void)
-{
+static void case_injected_status(void) {
     peer_message m = no_message();
     peer_rig rig;
     peer_conn c;
@@ -882,8 +843,7 @@ static void case_injected_status(void)
     peer_rig_stop(&rig);
 }
 
-static void case_every_injected_status_is_framed(void)
-{
+static void case_every_injected_status_is_framed(void) {
     static const int statuses[] = {200, 204, 205, 299, 301, 304, 400, 404, 418, 500, 503, 599};
     peer_rig rig;
     peer_conn c;
@@ -898,7 +858,8 @@ static void case_every_injected_status_is_framed(void)
         peer_rig_config(&rig, json);
         CHECK_INT(peer_ask(&c, &m, GET("/a")), statuses[i]);
         PEER_FIELD(&m.head, "X-Chaos-Injected", "error");
-        if (statuses[i] == 204 || statuses[i] == 304) CHECK_INT(peer_fields(&m.head, "Content-Length") + peer_fields(&m.head, "Transfer-Encoding"), 0);
+        if (statuses[i] == 204 || statuses[i] == 304)
+            CHECK_INT(peer_fields(&m.head, "Content-Length") + peer_fields(&m.head, "Transfer-Encoding"), 0);
         if (statuses[i] == 205) CHECK_INT(m.body.len, 0);
         CHECK(c.in.len == 0 && !m.to_close);
         peer_message_free(&m);
@@ -908,11 +869,11 @@ static void case_every_injected_status_is_framed(void)
 }
 
 /* An injected answer reads the body: else the body would be the next request. */
-static void case_injected_reply_reads_the_body(void)
-{
+static void case_injected_reply_reads_the_body(void) {
     static const char *const posts[] = {
         "POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 40\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: evil\r\n\r\n..",
-        "POST /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n28\r\nGET /smuggled HTTP/1.1\r\nHost: evil\r\n\r\n..\r\n0\r\nX: y\r\n\r\n",
+        "POST /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n28\r\nGET /smuggled HTTP/1.1\r\nHost: evil\r\n\r\n..\r\n0\r\nX: "
+        "y\r\n\r\n",
     };
     peer_rig rig;
     int i;
@@ -936,8 +897,7 @@ static void case_injected_reply_reads_the_body(void)
     peer_rig_stop(&rig);
 }
 
-static void case_injected_reply_to_a_large_body_closes_cleanly(void)
-{
+static void case_injected_reply_to_a_large_body_closes_cleanly(void) {
     peer_message m = no_message();
     peer_bytes out = {NULL, 0, 0};
     peer_rig rig;
@@ -959,8 +919,7 @@ static void case_injected_reply_to_a_large_body_closes_cleanly(void)
     peer_rig_stop(&rig);
 }
 
-static void case_injected_reply_to_a_stalled_body_comes_in_time(void)
-{
+static void case_injected_reply_to_a_stalled_body_comes_in_time(void) {
     peer_message m = no_message();
     long long start;
     peer_rig rig;
@@ -976,8 +935,7 @@ static void case_injected_reply_to_a_stalled_body_comes_in_time(void)
     peer_rig_stop(&rig);
 }
 
-static void case_injected_reply_to_expect_is_final(void)
-{
+static void case_injected_reply_to_expect_is_final(void) {
     peer_message m = no_message();
     peer_rig rig;
     peer_conn c;
@@ -991,8 +949,7 @@ static void case_injected_reply_to_expect_is_final(void)
     peer_rig_stop(&rig);
 }
 
-static void case_delay_is_exact_and_marked(void)
-{
+static void case_delay_is_exact_and_marked(void) {
     peer_message m = no_message();
     peer_rig rig;
     peer_conn c;
@@ -1019,8 +976,7 @@ static void case_delay_is_exact_and_marked(void)
 }
 
 #define WAITERS 8
-static void case_rollback_releases_delayed_requests(void)
-{
+static void case_rollback_releases_delayed_requests(void) {
     peer_message m = no_message();
     long long start;
     peer_conn c[WAITERS];
@@ -1047,8 +1003,7 @@ static void case_rollback_releases_delayed_requests(void)
 }
 
 /* As with a really slow service: the call still happens. */
-static void case_client_that_leaves_does_not_cancel_the_call(void)
-{
+static void case_client_that_leaves_does_not_cancel_the_call(void) {
     peer_rig rig;
     peer_conn c;
     peer_rig_start(&rig, DELAY_200, NULL);
@@ -1060,8 +1015,7 @@ static void case_client_that_leaves_does_not_cancel_the_call(void)
     peer_rig_stop(&rig);
 }
 
-static void case_excluded_paths_stay_healthy(void)
-{
+static void case_excluded_paths_stay_healthy(void) {
     peer_message m = no_message();
     peer_rig rig;
     peer_conn c;
@@ -1078,8 +1032,7 @@ static void case_excluded_paths_stay_healthy(void)
     peer_rig_stop(&rig);
 }
 
-static void case_dry_run_touches_nothing(void)
-{
+static void case_dry_run_touches_nothing(void) {
     peer_message m = no_message();
     peer_rig rig;
     peer_rig_start(&rig, "{\"enabled\":true,\"dryRun\":true,\"errorRate\":100,\"expiresAt\":\"never\"}", NULL);
@@ -1091,8 +1044,7 @@ static void case_dry_run_touches_nothing(void)
     peer_rig_stop(&rig);
 }
 
-static void case_rules_see_the_real_request(void)
-{
+static void case_rules_see_the_real_request(void) {
     peer_message m = no_message();
     peer_rig rig;
     peer_conn c;
@@ -1113,8 +1065,7 @@ static void case_rules_see_the_real_request(void)
     peer_rig_stop(&rig);
 }
 
-static void case_key_header_repeats_the_verdict(void)
-{
+static void case_key_header_repeats_the_verdict(void) {
     chaos_proxy_desc d = no_desc();
     peer_message m = no_message();
     int key, seen[2] = {0, 0};
@@ -1140,8 +1091,7 @@ static void case_key_header_repeats_the_verdict(void)
 /* ---- limits, hostile clients ---- */
 
 #define LIMIT 4
-static void case_connection_limit_holds_and_the_rest_waits(void)
-{
+static void case_connection_limit_holds_and_the_rest_waits(void) {
     chaos_proxy_desc d = no_desc();
     peer_message m = no_message();
     peer_conn in[LIMIT], extra;
@@ -1176,8 +1126,7 @@ static void case_connection_limit_holds_and_the_rest_waits(void)
 typedef struct crowd {
     int port, number, good;
 } crowd;
-static void *crowd_member(void *arg)
-{
+static void *crowd_member(void *arg) {
     crowd *me = (crowd *)arg;
     peer_message m = no_message();
     peer_conn c;
@@ -1195,8 +1144,7 @@ static void *crowd_member(void *arg)
 }
 
 #define CROWD 32
-static void case_many_clients_at_once_get_their_own_replies(void)
-{
+static void case_many_clients_at_once_get_their_own_replies(void) {
     crowd members[CROWD];
     pthread_t threads[CROWD];
     peer_rig rig;
@@ -1218,8 +1166,7 @@ static void case_many_clients_at_once_get_their_own_replies(void)
     peer_rig_stop(&rig);
 }
 
-static void case_garbage_and_half_heads_harm_nobody(void)
-{
+static void case_garbage_and_half_heads_harm_nobody(void) {
     static const char *const halves[] = {"", "G", "GET / HTTP/1.1\r\n", "GET / HTTP/1.1\r\nHost: a\r\n", "\r\n", "GET / HTTP/1.1\r\nHost"};
     peer_message m = no_message();
     unsigned long long roll = 88172645463325252ull;
@@ -1250,8 +1197,7 @@ static void case_garbage_and_half_heads_harm_nobody(void)
 
 /* ---- start and stop ---- */
 
-static void case_listening_tells_the_address_once(void)
-{
+static void case_listening_tells_the_address_once(void) {
     char want[64];
     peer_rig rig;
     peer_rig_start(&rig, "{}", NULL);
@@ -1261,8 +1207,7 @@ static void case_listening_tells_the_address_once(void)
     peer_rig_stop(&rig);
 }
 
-static void case_listens_on_ipv6(void)
-{
+static void case_listens_on_ipv6(void) {
     chaos_proxy_desc d = no_desc();
     struct sockaddr_in6 a;
     peer_rig rig;
@@ -1292,8 +1237,7 @@ static void case_listens_on_ipv6(void)
     peer_rig_stop(&rig);
 }
 
-static void check_bad_desc(peer_rig *rig, chaos_proxy_desc d, chaos_result want, const char *word)
-{
+static void check_bad_desc(peer_rig *rig, chaos_proxy_desc d, chaos_result want, const char *word) {
     peer_proxy p;
     check_where("listen %s upstream %s", d.listen ? d.listen : "-", d.upstream ? d.upstream : "-");
     if (!CHECK(!peer_proxy_start(&p, rig->c, &d))) { /* it listens in spite of that: end it */
@@ -1306,10 +1250,11 @@ static void check_bad_desc(peer_rig *rig, chaos_proxy_desc d, chaos_result want,
     CHECK(p.err.text[0] && strstr(p.err.text, word) != NULL);
 }
 
-static void case_bad_descs_are_named(void)
-{
+static void case_bad_descs_are_named(void) {
     static const char *const bad_listen[] = {"127.0.0.1:70000", "127.0.0.1:x", "[::1", "127.0.0.1:-1", "127.0.0.1:"};
-    static const char *const bad_upstream[] = {"", "127.0.0.1:80", "http://", "http://:80", "http://127.0.0.1:0", "http://127.0.0.1:99999", "http://a b/"};
+    static const char *const bad_upstream[] = {"",           "127.0.0.1:80",       "http://",
+                                               "http://:80", "http://127.0.0.1:0", "http://127.0.0.1:99999",
+                                               "http://a b/"};
     chaos_proxy_desc good = no_desc(), d;
     peer_rig rig;
     size_t i;
@@ -1349,8 +1294,7 @@ static void case_bad_descs_are_named(void)
     peer_rig_stop(&rig);
 }
 
-static void case_one_run_at_a_time(void)
-{
+static void case_one_run_at_a_time(void) {
     chaos_proxy_desc d = no_desc();
     peer_message m = no_message();
     peer_proxy second;
@@ -1360,7 +1304,7 @@ static void case_one_run_at_a_time(void)
     if (CHECK(!peer_proxy_start(&second, rig.c, &d))) {
         CHECK_INT(second.result, CHAOS_ERR_ARGUMENT);
         CHECK_INT(peer_get(PORT(&rig), "/length/5", &m), 200); /* the first one goes on */
-    } else { /* both listen to the same stop: end both */
+    } else {                                                   /* both listen to the same stop: end both */
         chaos_proxy_stop(rig.c);
         peer_proxy_join(&second, PEER_MS);
     }
@@ -1368,8 +1312,7 @@ static void case_one_run_at_a_time(void)
     peer_rig_stop(&rig);
 }
 
-static void case_stop_drains_what_is_in_progress(void)
-{
+static void case_stop_drains_what_is_in_progress(void) {
     peer_message m = no_message();
     peer_conn delayed, slow, idle, fresh;
     long long start;
@@ -1410,8 +1353,7 @@ static void case_stop_drains_what_is_in_progress(void)
     peer_rig_stop(&rig);
 }
 
-static void check_forced_end(int drain, int least, int most)
-{
+static void check_forced_end(int drain, int least, int most) {
     chaos_proxy_desc d = no_desc();
     peer_message m = no_message();
     peer_conn silent, half, delayed;
@@ -1444,14 +1386,12 @@ static void check_forced_end(int drain, int least, int most)
     peer_rig_stop(&rig);
 }
 
-static void case_forced_end_after_the_drain_time(void)
-{
+static void case_forced_end_after_the_drain_time(void) {
     check_forced_end(200, 190, 900);
     check_forced_end(-1, 0, 400);
 }
 
-static void case_stop_before_run_is_not_lost(void)
-{
+static void case_stop_before_run_is_not_lost(void) {
     chaos_proxy_desc d = no_desc();
     long long start;
     peer_message m = no_message();
@@ -1475,9 +1415,9 @@ static void case_stop_before_run_is_not_lost(void)
 }
 
 /* Everything a busy life can leave behind, then the books must balance. */
-static void busy_life(void)
-{
-    static const char *const paths[] = {"/length/100", "/chunked/100", "/close/100", "/204", "/garbage", "/half-head", "/cut-length", "/cut-chunked", "/die", "/bye", "/stray"};
+static void busy_life(void) {
+    static const char *const paths[] = {"/length/100", "/chunked/100", "/close/100", "/204", "/garbage", "/half-head",
+                                        "/cut-length", "/cut-chunked", "/die",       "/bye", "/stray"};
     peer_message m = no_message();
     peer_conn half, keep;
     peer_rig rig;
@@ -1496,8 +1436,7 @@ static void busy_life(void)
     peer_rig_stop(&rig);
 }
 
-static void case_no_descriptor_or_thread_is_left(void)
-{
+static void case_no_descriptor_or_thread_is_left(void) {
     int fds = peer_fds(), threads = peer_threads();
     busy_life();
     PEER_UNTIL(peer_threads() == threads, 1000); /* joined threads may linger in /proc for a moment */
@@ -1505,8 +1444,7 @@ static void case_no_descriptor_or_thread_is_left(void)
     CHECK_INT(peer_threads(), threads);
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     check_begin(argc, argv);
     peer_watchdog(180);
     CHECK_RUN(case_keep_alive_on_both_sides);

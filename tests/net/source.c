@@ -7,21 +7,19 @@
 
 #include <sys/stat.h>
 
-#define TTL 100
+#define TTL  100
 #define SOON (TTL + 1000) /* the promise: within TTL + 1 s */
-#define ON "{\"enabled\":true,\"errorRate\":100,\"expiresAt\":\"never\"}"
-#define OFF "{\"enabled\":false}"
+#define ON   "{\"enabled\":true,\"errorRate\":100,\"expiresAt\":\"never\"}"
+#define OFF  "{\"enabled\":false}"
 
-static chaos_report report_of(chaos *c)
-{
+static chaos_report report_of(chaos *c) {
     chaos_report r;
     chaos_stats(c, &r);
     return r;
 }
 static chaos_state state_of(chaos *c) { return report_of(c).state; }
 
-static chaos_desc quiet_desc(void)
-{
+static chaos_desc quiet_desc(void) {
     chaos_desc d;
     memset(&d, 0, sizeof d);
     d.quiet = true;
@@ -30,8 +28,7 @@ static chaos_desc quiet_desc(void)
     return d;
 }
 
-static chaos *open_config(const char *config)
-{
+static chaos *open_config(const char *config) {
     chaos_desc d = quiet_desc();
     chaos_error err;
     chaos *c;
@@ -42,8 +39,7 @@ static chaos *open_config(const char *config)
     return c;
 }
 
-static chaos_verdict decide(chaos *c)
-{
+static chaos_verdict decide(chaos *c) {
     chaos_request req;
     memset(&req, 0, sizeof req);
     req.method = "GET";
@@ -70,22 +66,19 @@ static void file_replace(const file *f, const char *text) /* by a rename, as car
     out = fopen(temp, "wb");
     if (!out || fputs(text, out) < 0 || fclose(out) || rename(temp, f->path)) abort();
 }
-static void file_make(file *f, const char *text)
-{
+static void file_make(file *f, const char *text) {
     snprintf(f->dir, sizeof f->dir, "/tmp/chaos-source-XXXXXX");
     if (!mkdtemp(f->dir)) abort();
     snprintf(f->path, sizeof f->path, "%s/chaos.json", f->dir);
     snprintf(f->source, sizeof f->source, "file:%s", f->path);
     if (text) file_write(f, text);
 }
-static void file_remove(const file *f)
-{
+static void file_remove(const file *f) {
     remove(f->path);
     if (rmdir(f->dir)) CHECK(rmdir(f->dir) == 0);
 }
 
-static void case_file_is_read_before_open_returns(void)
-{
+static void case_file_is_read_before_open_returns(void) {
     file f;
     chaos *c;
     file_make(&f, ON);
@@ -97,8 +90,7 @@ static void case_file_is_read_before_open_returns(void)
     file_remove(&f);
 }
 
-static void case_file_changes_are_followed(void)
-{
+static void case_file_changes_are_followed(void) {
     chaos *c;
     file f;
     int i;
@@ -123,8 +115,7 @@ static void case_file_changes_are_followed(void)
     file_remove(&f);
 }
 
-static void case_missing_file_is_off_quietly(void)
-{
+static void case_missing_file_is_off_quietly(void) {
     chaos *c;
     file f;
     file_make(&f, NULL);
@@ -143,8 +134,7 @@ static void case_missing_file_is_off_quietly(void)
     file_remove(&f);
 }
 
-static void case_invalid_file_is_off_and_says_where(void)
-{
+static void case_invalid_file_is_off_and_says_where(void) {
     chaos *c;
     file f;
     file_make(&f, ON);
@@ -165,8 +155,7 @@ static void case_invalid_file_is_off_and_says_where(void)
     file_remove(&f);
 }
 
-static void case_half_written_file_never_turns_chaos_on(void)
-{
+static void case_half_written_file_never_turns_chaos_on(void) {
     static const char text[] = "{\"enabled\":true,\"errorRate\":100,\"expiresAt\":\"never\"}                    ";
     long long until;
     FILE *out;
@@ -182,7 +171,8 @@ static void case_half_written_file_never_turns_chaos_on(void)
         if (!out || fwrite(text, 1, cut, out) != cut || fflush(out)) abort();
         if (whole) PEER_UNTIL(state_of(c) == CHAOS_STATE_ON, SOON);
         else
-            for (until = peer_ms() + TTL + 50; peer_ms() < until; peer_nap(5)) CHECK(state_of(c) != CHAOS_STATE_ON && decide(c).kind == CHAOS_PASS);
+            for (until = peer_ms() + TTL + 50; peer_ms() < until; peer_nap(5))
+                CHECK(state_of(c) != CHAOS_STATE_ON && decide(c).kind == CHAOS_PASS);
         if (fputs(text + cut, out) < 0 || fclose(out)) abort();
         PEER_UNTIL(state_of(c) == CHAOS_STATE_ON, SOON);
         file_replace(&f, OFF);
@@ -193,8 +183,7 @@ static void case_half_written_file_never_turns_chaos_on(void)
 }
 
 /* Two configs written over each other without any care: a reader gets the one, the other, or nothing; never a mixture. */
-static void case_careless_writer_gives_no_mixture(void)
-{
+static void case_careless_writer_gives_no_mixture(void) {
     static const char *const texts[2] = {
         "{\"enabled\":true,\"errorRate\":1,\"expiresAt\":\"never\",\"name\":\"aaaa\",\"owner\":\"aaaa\"}",
         "{\"enabled\":true,\"errorRate\":2,\"expiresAt\":\"never\",\"owner\":\"bbbbbbbbbbbbbbbbbbbbbbbb\",\"name\":\"bbbb\"}"};
@@ -217,7 +206,8 @@ static void case_careless_writer_gives_no_mixture(void)
         if (fputs(text + half, out) < 0 || fclose(out)) abort();
         CHECK_INT(chaos_refresh(c, NULL), CHAOS_OK);
         CHECK(chaos_get_config(c, &cfg));
-        CHECK(cfg.fault.error_rate == 1 + i % 2 && cfg.text[cfg.name.at] == (i % 2 ? 'b' : 'a') && cfg.text[cfg.owner.at] == (i % 2 ? 'b' : 'a'));
+        CHECK(cfg.fault.error_rate == 1 + i % 2 && cfg.text[cfg.name.at] == (i % 2 ? 'b' : 'a') &&
+              cfg.text[cfg.owner.at] == (i % 2 ? 'b' : 'a'));
         seen[i % 2]++;
     }
     CHECK(seen[0] == 200 && seen[1] == 200);
@@ -225,8 +215,7 @@ static void case_careless_writer_gives_no_mixture(void)
     file_remove(&f);
 }
 
-static void case_unreachable_file_is_used_for_max_stale_only(void)
-{
+static void case_unreachable_file_is_used_for_max_stale_only(void) {
     chaos_desc d = quiet_desc();
     long long start;
     chaos *c;
@@ -252,8 +241,7 @@ static void case_unreachable_file_is_used_for_max_stale_only(void)
     file_remove(&f);
 }
 
-static void case_too_large_file_is_invalid(void)
-{
+static void case_too_large_file_is_invalid(void) {
     char *text = (char *)malloc(CHAOS_CONFIG_INPUT_MAX + 2);
     chaos *c;
     file f;
@@ -275,8 +263,7 @@ static void case_too_large_file_is_invalid(void)
 
 /* ---- inline, environment, none ---- */
 
-static void case_inline_and_env_are_read_at_open(void)
-{
+static void case_inline_and_env_are_read_at_open(void) {
     chaos *c = open_config("  " ON);
     CHECK_INT(state_of(c), CHAOS_STATE_ON);
     CHECK_INT(report_of(c).end_ms, 0);
@@ -301,8 +288,7 @@ static void case_inline_and_env_are_read_at_open(void)
     chaos_close(c);
 }
 
-static void case_chaos_config_is_the_default(void)
-{
+static void case_chaos_config_is_the_default(void) {
     chaos *c;
     file f;
     unsetenv("CHAOS_CONFIG");
@@ -328,8 +314,7 @@ static void case_chaos_config_is_the_default(void)
     file_remove(&f);
 }
 
-static void case_chaos_disable_overrides_everything(void)
-{
+static void case_chaos_disable_overrides_everything(void) {
     chaos *c;
     setenv("CHAOS_DISABLE", "1", 1);
     c = open_config(ON);
@@ -346,8 +331,7 @@ static void case_chaos_disable_overrides_everything(void)
     unsetenv("CHAOS_DISABLE");
 }
 
-static void check_refused(chaos_desc d, chaos_result want, const char *words)
-{
+static void check_refused(chaos_desc d, chaos_result want, const char *words) {
     chaos_error err;
     char word[32];
     memset(&err, 0, sizeof err);
@@ -361,14 +345,12 @@ static void check_refused(chaos_desc d, chaos_result want, const char *words)
     }
 }
 
-static void *some_alloc(void *user, size_t size)
-{
+static void *some_alloc(void *user, size_t size) {
     (void)user;
     return malloc(size);
 }
 
-static void case_what_cannot_be_a_source_is_refused(void)
-{
+static void case_what_cannot_be_a_source_is_refused(void) {
     static const char *const unknown[] = {"http://a/b", "chaos.json", "File:a", "enabled", " ", "/etc/chaos.json"};
     chaos_desc d = quiet_desc();
     size_t i;
@@ -406,8 +388,7 @@ typedef struct stamped {
     chaos_result result;  /* PEER_LOAD */
 } stamped;
 
-static chaos_result stamped_fetch(void *user, char *buf, size_t cap, chaos_fetched *out, chaos_error *err)
-{
+static chaos_result stamped_fetch(void *user, char *buf, size_t cap, chaos_fetched *out, chaos_error *err) {
     stamped *s = (stamped *)user;
     int n = PEER_LOAD(&s->count);
     (void)cap;
@@ -419,8 +400,7 @@ static chaos_result stamped_fetch(void *user, char *buf, size_t cap, chaos_fetch
     return PEER_LOAD(&s->result);
 }
 
-static chaos *open_stamped(stamped *s, int ttl)
-{
+static chaos *open_stamped(stamped *s, int ttl) {
     chaos_desc d = quiet_desc();
     chaos *c;
     d.ttl_ms = ttl;
@@ -431,8 +411,7 @@ static chaos *open_stamped(stamped *s, int ttl)
     return c;
 }
 
-static void case_jitter_only_shortens_the_ttl(void)
-{
+static void case_jitter_only_shortens_the_ttl(void) {
     stamped s;
     int i, late = 0, n = 20;
     long long least = 1000000, most = 0;
@@ -453,8 +432,7 @@ static void case_jitter_only_shortens_the_ttl(void)
     CHECK(least < 48000); /* there is jitter: 20 draws from 40..50 ms */
 }
 
-static void case_failing_source_is_asked_once_per_ttl_at_most(void)
-{
+static void case_failing_source_is_asked_once_per_ttl_at_most(void) {
     stamped s;
     int i, before;
     chaos *c;
@@ -478,8 +456,7 @@ static void case_failing_source_is_asked_once_per_ttl_at_most(void)
     CHECK(s.at[before + 2] - s.at[before + 1] < 200000);
 }
 
-static void case_refresh_ignores_ttl_and_backoff(void)
-{
+static void case_refresh_ignores_ttl_and_backoff(void) {
     stamped s;
     int i;
     chaos *c;
@@ -497,21 +474,19 @@ static void case_refresh_ignores_ttl_and_backoff(void)
 typedef struct fake_clock {
     unsigned long long mono, wall; /* ns, with PEER_LOAD, PEER_STORE */
 } fake_clock;
-static unsigned long long fake_now(void *user, bool wall)
-{
+static unsigned long long fake_now(void *user, bool wall) {
     fake_clock *f = (fake_clock *)user;
     return PEER_LOAD(wall ? &f->wall : &f->mono);
 }
-static void fake_forward(fake_clock *f, unsigned long long ms)
-{
+static void fake_forward(fake_clock *f, unsigned long long ms) {
     PEER_ADD(&f->mono, ms * 1000000);
     PEER_ADD(&f->wall, ms * 1000000);
 }
-#define FAKE_START {1000000000000ull, 1800000000000000000ull}
+#define FAKE_START \
+    { 1000000000000ull, 1800000000000000000ull }
 
 /* Stop fast, start slow: 30 s while off, 10 s while on. */
-static void case_default_ttl_is_30_s_off_and_10_s_on(void)
-{
+static void case_default_ttl_is_30_s_off_and_10_s_on(void) {
     fake_clock clock = FAKE_START;
     chaos_desc d = quiet_desc();
     peer_source s;
@@ -538,8 +513,7 @@ static void case_default_ttl_is_30_s_off_and_10_s_on(void)
     chaos_close(c);
 }
 
-static void case_lease_runs_from_the_last_change(void)
-{
+static void case_lease_runs_from_the_last_change(void) {
     fake_clock clock = FAKE_START;
     chaos_desc d = quiet_desc();
     peer_source s;
@@ -569,8 +543,7 @@ static void case_lease_runs_from_the_last_change(void)
     chaos_close(c);
 }
 
-static chaos_result told_fetch(void *user, char *buf, size_t cap, chaos_fetched *out, chaos_error *err)
-{
+static chaos_result told_fetch(void *user, char *buf, size_t cap, chaos_fetched *out, chaos_error *err) {
     (void)cap;
     (void)err;
     *out = *(chaos_fetched *)user;
@@ -579,8 +552,7 @@ static chaos_result told_fetch(void *user, char *buf, size_t cap, chaos_fetched 
     return CHAOS_OK;
 }
 
-static void case_source_may_tell_version_and_change(void)
-{
+static void case_source_may_tell_version_and_change(void) {
     fake_clock clock = FAKE_START;
     chaos_fetched told = {0, 42, 1800000000000ll - 59 * 60000}; /* changed 59 minutes ago */
     chaos_desc d = quiet_desc();
@@ -604,8 +576,7 @@ static void case_source_may_tell_version_and_change(void)
     chaos_close(c);
 }
 
-static void case_open_does_not_wait_for_a_slow_source(void)
-{
+static void case_open_does_not_wait_for_a_slow_source(void) {
     chaos_desc d = quiet_desc();
     long long start = peer_ms();
     peer_source s;
@@ -629,15 +600,13 @@ static void case_open_does_not_wait_for_a_slow_source(void)
 
 /* ---- many at once ---- */
 
-static void *refresh_20_times(void *arg)
-{
+static void *refresh_20_times(void *arg) {
     int i;
     for (i = 0; i < 20; i++) CHECK_INT(chaos_refresh((chaos *)arg, NULL), CHAOS_OK);
     return NULL;
 }
 
-static void case_one_fetch_at_a_time(void)
-{
+static void case_one_fetch_at_a_time(void) {
     chaos_desc d = quiet_desc();
     pthread_t threads[8];
     peer_source s;
@@ -664,8 +633,7 @@ typedef struct flipping {
 } flipping;
 
 /* While configs change: every verdict and every copy is of one config, whole. Odd versions answer 503, even ones 404. */
-static void *look_at_flips(void *arg)
-{
+static void *look_at_flips(void *arg) {
     flipping *f = (flipping *)arg;
     chaos_config *cfg = (chaos_config *)malloc(sizeof *cfg);
     if (!cfg) abort();
@@ -686,8 +654,7 @@ static void *look_at_flips(void *arg)
     return NULL;
 }
 
-static long resident_kib(void)
-{
+static long resident_kib(void) {
     char line[256];
     long kib = -1;
     FILE *f = fopen("/proc/self/status", "r");
@@ -698,24 +665,22 @@ static long resident_kib(void)
 }
 
 static int allocations;
-static void *counted_alloc(void *user, size_t size)
-{
+static void *counted_alloc(void *user, size_t size) {
     (void)user;
     PEER_ADD(&allocations, 1);
     return malloc(size);
 }
-static void counted_free(void *user, void *ptr)
-{
+static void counted_free(void *user, void *ptr) {
     (void)user;
     PEER_ADD(&allocations, -1);
     free(ptr);
 }
 
-static void case_fifty_thousand_changes_leak_nothing(void)
-{
-    static const char *const texts[2] = {
-        "{\"enabled\":true,\"expiresAt\":\"never\",\"rules\":[{\"name\":\"even\",\"errorRate\":100,\"errorStatus\":404,\"errorBody\":\"even\"}]}",
-        "{\"enabled\":true,\"expiresAt\":\"never\",\"rules\":[{\"name\":\"odd\",\"match\":{\"paths\":[\"/**\"]},\"errorRate\":100,\"errorStatus\":503,\"errorBody\":\"odd\"}]}"};
+static void case_fifty_thousand_changes_leak_nothing(void) {
+    static const char *const texts[2] = {"{\"enabled\":true,\"expiresAt\":\"never\",\"rules\":[{\"name\":\"even\",\"errorRate\":100,"
+                                         "\"errorStatus\":404,\"errorBody\":\"even\"}]}",
+                                         "{\"enabled\":true,\"expiresAt\":\"never\",\"rules\":[{\"name\":\"odd\",\"match\":{\"paths\":[\"/"
+                                         "**\"]},\"errorRate\":100,\"errorStatus\":503,\"errorBody\":\"odd\"}]}"};
     int i, before, fds = peer_fds();
     chaos_desc d = quiet_desc();
     pthread_t reader;
@@ -752,8 +717,7 @@ static void case_fifty_thousand_changes_leak_nothing(void)
     CHECK_INT(peer_fds(), fds);
 }
 
-static void case_open_and_close_leave_nothing(void)
-{
+static void case_open_and_close_leave_nothing(void) {
     int i, fds, threads;
     file f;
     file_make(&f, ON);
@@ -766,8 +730,7 @@ static void case_open_and_close_leave_nothing(void)
     file_remove(&f);
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     check_begin(argc, argv);
     peer_watchdog(120);
     unsetenv("CHAOS_CONFIG"); /* not the caller's */

