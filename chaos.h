@@ -1,14 +1,38 @@
-/* chaos.h - v0.1.0 - fault injection in one C header - MIT No Attribution, text at the end
+/* chaos.h - v0.1.0 - fault injection in one C header - MIT-0 (the LICENSE file has the text; no attribution needed)
 
-   Do this in ONE C or C++ file, before any other include:
+   In ONE C or C++ file, before any other include: #define CHAOS_IMPLEMENTATION, then #include "chaos.h"; a plain include
+   everywhere else. Needs libc, POSIX sockets and threads (-pthread). Around each request of a threaded server:
 
-       #define CHAOS_IMPLEMENTATION
-       #include "chaos.h"
+       chaos_verdict v = chaos_decide(c, &request);              c = chaos_open(NULL, &err): reads $CHAOS_CONFIG, else off
+       chaos_wait(c, &v);                                        the injected delay, if any; ends early when chaos goes off
+       if (v.kind == CHAOS_STATUS) reply(v.status); else handle();
 
-   and include "chaos.h" plainly everywhere else. Needs libc, POSIX sockets and threads (-pthread).
+   >>manual. Chaos never outlives its order: off when the config is missing, invalid, expired or too old, and when told.
 
-   (manual)
-
+   Config: { "enabled": true, "latency": 200, "errorRate": 5, "errorStatus": 503 }   strict: an error is a config that is off
+     enabled bool (false)               latency ms 0..900000 or {min,max} {mean,max} {p50,p95,p99,max}; below p50 linear from 0
+     latencyRate, errorRate, canary     percent 0..100 (100, 0, 100)          errorStatus 200..599 (503)
+     errorMode status reset close hang  (truncate, corrupt: not yet)          errorWhen before|after     errorBody <= 1024 bytes
+     retryAfter s 0..86400   bandwidth KiB/s   match {methods,paths,headers}  exclude [path globs] (health checks)
+     instances [globs]   expiresAt RFC 3339 UTC, epoch s or "never"   maxFaults, maxConcurrent 0..4096 (0 = no limit)
+     seed 0..2^53-1   dryRun bool   name, owner, note   rules [<= 16 of name, match, fault keys]   (events, guard: not yet)
+     Rules inherit the top level's fault keys; the first whose match fits decides; with rules, no match passes. `*` in a path
+     glob stops at '/', `**` does not; in header and instance globs both match anything. Paths over 1,024 bytes always pass.
+     In-process, reset close hang and bandwidth cannot be done: skipped, counted as `unsupported`, logged once per config.
+   Decision: killed? enabled? expired, too old? instance, canary -> first matching rule -> error roll, else latency roll ->
+     exclude -> (dry run) -> maxConcurrent, maxFaults. An error short-circuits the delay.
+   Rolls: mix = the splitmix64 finaliser of x + 0x9e3779b97f4a7c15, hash = FNV-1a 64 over the bytes in order, all modulo 2^64:
+     roll = mix((mix(seed ^ hash(rule name, none = 0)) ^ key) + purpose * 0xd1342543de82ef95) >> 32, purpose 1 error, 2 delay?,
+     3 how long; it hits r percent when roll * 10000 >> 32 < r * 100. key = hash(request key), else mix(hash(instance) + n) for
+     the n-th request (threads count apart). Canary: mix(hash(instance)) >> 32, scaled to 0..99, below `canary` takes part.
+   Sources: JSON text and env:NAME are read at open and have no lease; file: and the callback at each TTL (30 s off, 10 s on;
+     jitter only shortens; failing: at most one fetch per TTL, backoff to 30 s), with a lease of 60 minutes from the last change.
+     Not found = off, quietly. Invalid = off, loudly. Unreachable = last good for max_stale (60 s), then off.
+   Environment: CHAOS_CONFIG, CHAOS_DISABLE=1 (off, whatever else), CHAOS_INSTANCE or AWS_LAMBDA_LOG_STREAM_NAME or
+     ECS_CONTAINER_METADATA_URI_V4 or the host name, CHAOS_SERVICE or AWS_LAMBDA_FUNCTION_NAME.
+   Memory: one block in chaos_open (about 160 KB), one for each proxy run and worker; nothing on the way of a request.
+   Threads: every call from any thread unless it says otherwise; ours run with all signals blocked. After fork, the child
+     may call chaos_decide, chaos_wait, chaos_off and chaos_close; it has no refresher, and its chaos ends by time alone.
 */
 
 /* ==== >>features ============================================================================================== */
@@ -594,8 +618,7 @@ CHAOSI_FN void chaosi_no_error(chaos_error *err) {
 }
 
 /* Fills *err (may be NULL) and returns the code, so that callers can `return chaosi_fail(...)`. */
-CHAOSI_FN chaos_result chaosi_fail(chaos_error *err, chaos_result code, const char *fmt, ...) CHAOSI_PRINTF(3, 4);
-CHAOSI_FN chaos_result chaosi_fail(chaos_error *err, chaos_result code, const char *fmt, ...) {
+CHAOSI_FN CHAOSI_PRINTF(3, 4) chaos_result chaosi_fail(chaos_error *err, chaos_result code, const char *fmt, ...) {
     va_list args;
     if (!err) return code;
     chaosi_no_error(err);
@@ -967,26 +990,11 @@ chaos_result chaos_json_check(const char *text, size_t len, chaos_error *err) {
 }
 
 CHAOSI_FN size_t chaosi_put_utf8(char *to, unsigned code) {
-    if (code < 0x80) {
-        to[0] = (char)code;
-        return 1;
-    }
-    if (code < 0x800) {
-        to[0] = (char)(0xc0u | code >> 6);
-        to[1] = (char)(0x80u | (code & 63u));
-        return 2;
-    }
-    if (code < 0x10000) {
-        to[0] = (char)(0xe0u | code >> 12);
-        to[1] = (char)(0x80u | (code >> 6 & 63u));
-        to[2] = (char)(0x80u | (code & 63u));
-        return 3;
-    }
-    to[0] = (char)(0xf0u | code >> 18);
-    to[1] = (char)(0x80u | (code >> 12 & 63u));
-    to[2] = (char)(0x80u | (code >> 6 & 63u));
-    to[3] = (char)(0x80u | (code & 63u));
-    return 4;
+    static const unsigned lead[5] = {0, 0, 0xc0, 0xe0, 0xf0};
+    size_t n = code < 0x80 ? 1 : code < 0x800 ? 2 : code < 0x10000 ? 3 : 4, i;
+    for (i = n; i > 1; i--, code >>= 6) to[i - 1] = (char)(0x80u | (code & 63u));
+    to[0] = (char)(lead[n] | code);
+    return n;
 }
 
 /* Decodes the string or key just read into to[0..cap). Returns its length, SIZE_MAX = does not fit. The decoded form is
@@ -1086,11 +1094,9 @@ typedef struct chaosi_key {
 
 #define CHAOSI_KEY_ID(name, where) CHAOSI_KEY_##name,
 enum chaosi_key_id { CHAOSI_KEYS(CHAOSI_KEY_ID) CHAOSI_KEY_COUNT };
-#undef CHAOSI_KEY_ID
 
 #define CHAOSI_KEY_ROW(name, where) {#name, where},
 static const chaosi_key chaosi_keys[CHAOSI_KEY_COUNT] = {CHAOSI_KEYS(CHAOSI_KEY_ROW)};
-#undef CHAOSI_KEY_ROW
 
 static const char *const chaosi_modes[] = {"status", "reset", "close", "hang", "truncate", "corrupt"};
 #define CHAOSI_MODE_COUNT 6
@@ -1104,8 +1110,7 @@ typedef struct chaosi_parse {
 } chaosi_parse;
 
 /* An error at the last token, or at `at` when it is not SIZE_MAX, naming the rule it is in. */
-CHAOSI_COLD chaos_result chaosi_bad(chaosi_parse *p, chaos_result code, const char *fmt, ...) CHAOSI_PRINTF(3, 4);
-CHAOSI_COLD chaos_result chaosi_bad(chaosi_parse *p, chaos_result code, const char *fmt, ...) {
+CHAOSI_COLD CHAOSI_PRINTF(3, 4) chaos_result chaosi_bad(chaosi_parse *p, chaos_result code, const char *fmt, ...) {
     char what[160], *s;
     va_list args;
     va_start(args, fmt);
@@ -1267,16 +1272,21 @@ CHAOSI_FN chaos_result chaosi_string(chaosi_parse *p, size_t min, size_t max, ch
     return r;
 }
 
+/* The index of the string or key just read in words; count = none of them. */
+CHAOSI_FN int chaosi_which_word(chaosi_parse *p, const char *const *words, int count) {
+    char word[16];
+    size_t n = chaosi_json_decode(&p->j, word, sizeof word);
+    int i = 0;
+    while (i < count && (n == SIZE_MAX || !chaosi_same(chaosi_of(word, n), chaosi_str(words[i])))) i++;
+    return i;
+}
+
 /* One of several words; *out = its index. */
 CHAOSI_FN chaos_result chaosi_choice(chaosi_parse *p, const char *const *words, int count, const char *what, int *out) {
     chaosi_token t = chaosi_json_next(&p->j);
-    char word[16];
-    size_t n;
     if (t != CHAOSI_JSON_STRING) return chaosi_expected(p, t, "a string");
-    n = chaosi_json_decode(&p->j, word, sizeof word);
-    for (*out = 0; *out < count; ++*out)
-        if (n != SIZE_MAX && chaosi_same(chaosi_of(word, n), chaosi_str(words[*out]))) return CHAOS_OK;
-    return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" must be %s", p->key, what);
+    *out = chaosi_which_word(p, words, count);
+    return *out < count ? CHAOS_OK : chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" must be %s", p->key, what);
 }
 
 CHAOSI_FN bool chaosi_is_token_char(char c) {
@@ -1359,14 +1369,9 @@ CHAOSI_FN chaos_result chaosi_headers(chaosi_parse *p, chaos_list *headers) {
 
 /* A key of a small object: its index in words, -1 = error. */
 CHAOSI_FN int chaosi_small_key(chaosi_parse *p, const char *const *words, int count, const char *what, chaosi_u32 *seen) {
-    char name[16];
-    size_t n = chaosi_json_decode(&p->j, name, sizeof name);
-    int i;
-    for (i = 0; i < count; i++)
-        if (n != SIZE_MAX && chaosi_same(chaosi_of(name, n), chaosi_str(words[i]))) break;
+    int i = chaosi_which_word(p, words, count), shown = (int)(p->j.end - p->j.start < 32 ? p->j.end - p->j.start : 32);
     if (i == count)
-        chaosi_bad(p, CHAOS_ERR_UNKNOWN_KEY, "unknown key \"%.*s\" in \"%s\": it takes %s",
-                   (int)(p->j.end - p->j.start < 32 ? p->j.end - p->j.start : 32), p->j.text + p->j.start, p->key, what);
+        chaosi_bad(p, CHAOS_ERR_UNKNOWN_KEY, "unknown key \"%.*s\" in \"%s\": it takes %s", shown, p->j.text + p->j.start, p->key, what);
     else if (*seen >> i & 1u) chaosi_bad(p, CHAOS_ERR_DUPLICATE_KEY, "duplicate key \"%s\" in \"%s\"", words[i], p->key);
     else {
         *seen |= 1u << i;
@@ -2154,6 +2159,10 @@ typedef struct chaosi_stripe {
     char gap[64];
 } chaosi_stripe;
 
+#define CHAOSI_WAKE(c) (&(c)->pipes[0])
+#define CHAOSI_STOP(c) (&(c)->pipes[2])
+#define CHAOSI_POKE(c) (&(c)->pipes[4])
+
 struct chaos {
     chaosi_u32 armed; /* 1 = on or dry run: all that the off path looks at */
     chaosi_u32 killed;
@@ -2190,8 +2199,8 @@ struct chaos {
     int log_fd;
     bool log_fd_own;
 #ifdef CHAOSI_POSIX
-    int wake[2], stop[2], poke[2]; /* pipes: not on; chaos_proxy_stop; for the refresher */
-    pid_t pid;                     /* a fork's child must not touch the pipes it shares */
+    int pipes[6]; /* three pairs: not on; chaos_proxy_stop; for the refresher */
+    pid_t pid;    /* a fork's child must not touch the pipes it shares */
 #endif
 #ifdef CHAOSI_THREADS
     pthread_mutex_t fetch_lock, lock;
@@ -2365,14 +2374,14 @@ CHAOSI_FN void chaosi_sleep_until(chaosi_u64 deadline, int fd, int fd2) {
 /* The pipe and `armed` follow the state. Under lock. A chaos_off in between is seen by the second look. */
 CHAOSI_FN void chaosi_arm(chaos *c, bool on) {
 #ifdef CHAOSI_POSIX
-    if (on) chaosi_drain(c, c->wake[0]);
-    else if (!chaosi_readable(c->wake[0])) chaosi_ring(c, c->wake[1]);
+    if (on) chaosi_drain(c, CHAOSI_WAKE(c)[0]);
+    else if (!chaosi_readable(CHAOSI_WAKE(c)[0])) chaosi_ring(c, CHAOSI_WAKE(c)[1]);
 #endif
     CHAOSI_ORDERED(&c->armed, on ? 1u : 0u);
     if (!on || !CHAOSI_SEQ(&c->killed)) return;
     CHAOSI_ORDERED(&c->armed, 0u);
 #ifdef CHAOSI_POSIX
-    chaosi_ring(c, c->wake[1]);
+    chaosi_ring(c, CHAOSI_WAKE(c)[1]);
 #endif
 }
 
@@ -2603,11 +2612,11 @@ CHAOSI_FN chaosi_u64 chaosi_next_look(chaos *c) {
 /* Sleeps until there is something to do. A clock of the program's own is asked every few ms. */
 CHAOSI_FN void chaosi_rest(chaos *c) {
     chaosi_u64 next = chaosi_next_look(c), now = chaosi_now(c, false);
-    int wake = CHAOSI_LOAD(&c->armed) ? c->wake[0] : -1;
+    int wake = CHAOSI_LOAD(&c->armed) ? CHAOSI_WAKE(c)[0] : -1;
     if (now >= next) return;
     next = c->desc.clock ? chaosi_clock(false) + 2 * CHAOSI_MS : next;
-    chaosi_sleep_until(next, c->poke[0], wake);
-    chaosi_drain(c, c->poke[0]);
+    chaosi_sleep_until(next, CHAOSI_POKE(c)[0], wake);
+    chaosi_drain(c, CHAOSI_POKE(c)[0]);
 }
 
 CHAOSI_FN void *chaosi_refresher(void *arg) {
@@ -2965,9 +2974,7 @@ CHAOSI_FN int chaosi_chunked_feed(chaosi_chunked *d, char *buf, size_t len, size
 /* A reason phrase; RFC 9112 section 4 lets it be anything. */
 CHAOSI_FN const char *chaosi_status_text(int status) {
     switch (status) {
-    case 204: return "No Content";
     case 400: return "Bad Request";
-    case 404: return "Not Found";
     case 408: return "Request Timeout";
     case 414: return "URI Too Long";
     case 417: return "Expectation Failed";
@@ -3411,27 +3418,8 @@ CHAOSI_FN void chaosi_put_experiment(chaosi_out *o, chaos *c) {
     chaosi_leave(c, slot);
 }
 
-/* What the first line tells besides. */
-CHAOSI_FN void chaosi_put_open(chaosi_out *o, chaos *c) {
-    chaosi_put_str(o, "version", CHAOS_VERSION);
-    chaosi_put_str(o, "config", c->source.name);
-    chaosi_put_str(o, "ways", "inline env file callback");
-    chaosi_put_number(o, "canary_slot", chaosi_canary_slot(chaosi_str(c->instance)));
-    chaosi_put_number(o, "ttl_on_ms", c->desc.ttl_ms ? c->desc.ttl_ms : 10000);
-    chaosi_put_number(o, "ttl_off_ms", c->desc.ttl_ms ? c->desc.ttl_ms : 30000);
-}
-
-typedef struct chaosi_action {
-    const char *name;
-    chaos_event_kind event;
-} chaosi_action;
-
 /* By chaosi_news. */
-static const chaosi_action chaosi_actions[] = {{"open", CHAOS_EVENT_STATE},
-                                               {"state", CHAOS_EVENT_STATE},
-                                               {"config", CHAOS_EVENT_CONFIG},
-                                               {"fetch-failed", CHAOS_EVENT_NOTE},
-                                               {"heartbeat", CHAOS_EVENT_NOTE}};
+static const char *const chaosi_actions[] = {"open", "state", "config", "fetch-failed", "heartbeat"};
 
 /* One line about the handle, and its event. */
 CHAOSI_FN void chaosi_say(chaos *c, chaosi_news what) {
@@ -3441,7 +3429,7 @@ CHAOSI_FN void chaosi_say(chaos *c, chaosi_news what) {
     chaos_event e;
     chaosi_report(c, &s);
     memset(&e, 0, sizeof e);
-    e.kind = chaosi_actions[what].event;
+    e.kind = what == CHAOSI_NEWS_CONFIG ? CHAOS_EVENT_CONFIG : what == CHAOSI_NEWS_STATE ? CHAOS_EVENT_STATE : CHAOS_EVENT_NOTE;
     e.state = s.state;
     e.reason = what == CHAOSI_NEWS_FETCH_FAILED ? s.problem : s.reason;
     if (c->desc.event && what != CHAOSI_NEWS_OPEN && what != CHAOSI_NEWS_BEAT) c->desc.event(c->desc.event_user, &e);
@@ -3450,8 +3438,15 @@ CHAOSI_FN void chaosi_say(chaos *c, chaosi_news what) {
                     s.state == CHAOS_STATE_INVALID     ? "error"
                     : what == CHAOSI_NEWS_FETCH_FAILED ? "warn"
                                                        : "info",
-                    chaosi_actions[what].name);
-    if (what == CHAOSI_NEWS_OPEN) chaosi_put_open(&o, c);
+                    chaosi_actions[what]);
+    if (what == CHAOSI_NEWS_OPEN) {
+        chaosi_put_str(&o, "version", CHAOS_VERSION);
+        chaosi_put_str(&o, "config", c->source.name);
+        chaosi_put_str(&o, "ways", "inline env file callback");
+        chaosi_put_number(&o, "canary_slot", chaosi_canary_slot(chaosi_str(c->instance)));
+        chaosi_put_number(&o, "ttl_on_ms", c->desc.ttl_ms ? c->desc.ttl_ms : 10000);
+        chaosi_put_number(&o, "ttl_off_ms", c->desc.ttl_ms ? c->desc.ttl_ms : 30000);
+    }
     if (what == CHAOSI_NEWS_FETCH_FAILED) chaosi_put_str(&o, "error", s.problem);
     chaosi_put_str(&o, "state", chaos_state_text(s.state));
     chaosi_put_str(&o, "reason", s.reason);
@@ -3619,7 +3614,7 @@ CHAOSI_FN void chaosi_wait(chaos *c, chaosi_u64 deadline, int fd2) {
         rest = chaosi_min(deadline - now, c->desc.clock ? 20 * CHAOSI_MS : hot.until_mono - left);
 #ifdef CHAOSI_POSIX
         if (getpid() != c->pid) chaosi_nap(chaosi_min(rest, 50 * CHAOSI_MS)); /* a fork's child: the pipe is the parent's */
-        else chaosi_sleep_until(now + rest, c->wake[0], fd2);
+        else chaosi_sleep_until(now + rest, CHAOSI_WAKE(c)[0], fd2);
         if (fd2 >= 0 && chaosi_readable(fd2)) break;
 #else
         (void)fd2;
@@ -3722,7 +3717,6 @@ typedef enum chaosi_body { CHAOSI_BODY_NONE, CHAOSI_BODY_LENGTH, CHAOSI_BODY_CHU
 
 #define CHAOSI_OUTCOME_ID(id, status, error, text) id,
 typedef enum chaosi_outcome { CHAOSI_OUTCOMES(CHAOSI_OUTCOME_ID) CHAOSI_OUTCOME_COUNT } chaosi_outcome;
-#undef CHAOSI_OUTCOME_ID
 
 typedef struct chaosi_refusal {
     int status;
@@ -3731,7 +3725,6 @@ typedef struct chaosi_refusal {
 
 #define CHAOSI_OUTCOME_ROW(id, status, error, text) {status, error, text},
 static const chaosi_refusal chaosi_refusals[CHAOSI_OUTCOME_COUNT] = {CHAOSI_OUTCOMES(CHAOSI_OUTCOME_ROW)};
-#undef CHAOSI_OUTCOME_ROW
 
 /* One direction of one message: raw bytes come into buf, are framed, and go out. */
 typedef struct chaosi_flow {
@@ -3868,11 +3861,8 @@ CHAOSI_FN int chaosi_dial_upstream(chaosi_worker *w) {
 /* -- flows -- */
 CHAOSI_FN void chaosi_flow_start(chaosi_flow *f, int from, int to, char *buf, size_t cap, size_t len) {
     memset(f, 0, sizeof *f);
-    f->from = from;
-    f->to = to;
-    f->buf = buf;
-    f->cap = cap;
-    f->len = len;
+    f->from = from, f->to = to;
+    f->buf = buf, f->cap = cap, f->len = len;
 }
 
 CHAOSI_FN void chaosi_flow_out(chaosi_flow *f, const void *at, size_t len) {
@@ -3991,10 +3981,9 @@ CHAOSI_FN int chaosi_flows_wait(chaosi_worker *w, bool listening, chaosi_u64 dea
     struct pollfd p[2];
     chaosi_u64 now = chaosi_clock(false), ms = deadline > now ? (deadline - now + CHAOSI_MS - 1) / CHAOSI_MS : 0;
     int r;
+    memset(p, 0, sizeof p);
     p[0].fd = w->client;
     p[1].fd = w->upstream;
-    p[0].events = p[1].events = 0;
-    p[0].revents = p[1].revents = 0;
     if (chaosi_flow_wants_bytes(&w->up)) p[0].events = (short)(p[0].events | POLLIN);
     if (!chaosi_flow_over(&w->up) && w->up.out_count) p[1].events = (short)(p[1].events | POLLOUT);
     if (listening || chaosi_flow_wants_bytes(&w->down)) p[1].events = (short)(p[1].events | POLLIN);
@@ -4139,8 +4128,8 @@ CHAOSI_FN void chaosi_ask(chaosi_worker *w) {
 /* Waits out an injected delay or hang; after a stop, no longer than the drain. True = the whole time passed. */
 CHAOSI_FN bool chaosi_hold(chaosi_worker *w, chaosi_u64 ns) {
     chaosi_u64 deadline = chaosi_clock(false) + ns, drained;
-    chaosi_wait(w->p->c, deadline, w->p->c->stop[0]);
-    if (chaosi_clock(false) < deadline && CHAOSI_SEQ(&w->p->c->armed) && chaosi_readable(w->p->c->stop[0])) {
+    chaosi_wait(w->p->c, deadline, CHAOSI_STOP(w->p->c)[0]);
+    if (chaosi_clock(false) < deadline && CHAOSI_SEQ(&w->p->c->armed) && chaosi_readable(CHAOSI_STOP(w->p->c)[0])) {
         drained = chaosi_in(w->p->d.drain_timeout);
         chaosi_wait(w->p->c, chaosi_min(deadline, drained), -1);
     }
@@ -4435,7 +4424,8 @@ CHAOSI_FN bool chaosi_accept(chaosi_worker *w) {
         socklen_t len = sizeof addr;
         int fd, one = 1;
 #ifndef __linux__ /* there, shutdown() of the listener wakes accept */
-        while (!chaosi_readable(p->listener) && !CHAOSI_SEQ(&p->stopping)) chaosi_sleep_until(chaosi_in(1000), p->listener, p->c->stop[0]);
+        while (!chaosi_readable(p->listener) && !CHAOSI_SEQ(&p->stopping))
+            chaosi_sleep_until(chaosi_in(1000), p->listener, CHAOSI_STOP(p->c)[0]);
 #endif
         fd = CHAOSI_SEQ(&p->stopping) ? -1 : accept(p->listener, (struct sockaddr *)(void *)&addr, &len);
         if (fd >= 0) {
@@ -4658,8 +4648,8 @@ CHAOSI_FN void chaosi_drain_workers(chaosi_proxy *p) {
 CHAOSI_FN chaos_result chaosi_serve_all(chaosi_proxy *p, chaos_error *err) {
     p->worker_count = p->idle_count = 1;
     if (!chaosi_add_worker(p)) return chaosi_fail(err, CHAOS_ERR_MEMORY, "cannot start a worker thread");
-    while (!chaosi_readable(p->c->stop[0])) {
-        chaosi_sleep_until(chaosi_in(1000), p->c->stop[0], -1);
+    while (!chaosi_readable(CHAOSI_STOP(p->c)[0])) {
+        chaosi_sleep_until(chaosi_in(1000), CHAOSI_STOP(p->c)[0], -1);
         chaosi_pool_trim(p, CHAOSI_POOL_IDLE_NS);
     }
     chaosi_drain_workers(p);
@@ -4690,7 +4680,7 @@ CHAOSI_FN chaos_result chaosi_proxy_run(chaos *c, const chaos_proxy_desc *d, cha
     if (r == CHAOS_OK) r = chaosi_open_listener(p, err);
     if (r == CHAOS_OK) r = chaosi_serve_all(p, err);
     if (p->listener >= 0) close(p->listener);
-    chaosi_drain(c, c->stop[0]);
+    chaosi_drain(c, CHAOSI_STOP(c)[0]);
     CHAOSI_ORDERED(&c->modes, CHAOSI_MODES_IN_PROCESS);
     pthread_mutex_destroy(&p->lock);
     c->desc.free(c->desc.alloc_user, p);
@@ -4748,9 +4738,10 @@ CHAOSI_FN chaos_result chaosi_desc_check(const chaos_desc *d, chaos_error *err) 
 
 CHAOSI_FN bool chaosi_open_pipes(chaos *c, chaos_error *err) {
 #ifdef CHAOSI_POSIX
+    int i;
     c->pid = getpid();
-    c->wake[0] = c->wake[1] = c->stop[0] = c->stop[1] = c->poke[0] = c->poke[1] = -1;
-    if (!chaosi_pipe(c->wake) || !chaosi_pipe(c->stop) || !chaosi_pipe(c->poke)) {
+    for (i = 0; i < 6; i++) c->pipes[i] = -1;
+    if (!chaosi_pipe(CHAOSI_WAKE(c)) || !chaosi_pipe(CHAOSI_STOP(c)) || !chaosi_pipe(CHAOSI_POKE(c))) {
         chaosi_fail(err, CHAOS_ERR_SYSTEM, "pipe: %s", strerror(errno));
         return false;
     }
@@ -4765,11 +4756,8 @@ CHAOSI_FN void chaosi_release(chaos *c) {
     chaos_desc d = c->desc;
 #ifdef CHAOSI_POSIX
     int i;
-    for (i = 0; i < 2; i++) {
-        if (c->wake[i] >= 0) close(c->wake[i]);
-        if (c->stop[i] >= 0) close(c->stop[i]);
-        if (c->poke[i] >= 0) close(c->poke[i]);
-    }
+    for (i = 0; i < 6; i++)
+        if (c->pipes[i] >= 0) close(c->pipes[i]);
     if (c->log_fd_own) close(c->log_fd);
 #endif
 #ifdef CHAOSI_THREADS
@@ -4843,7 +4831,7 @@ CHAOSI_FN chaos *chaosi_open(const chaos_desc *d, chaos_error *err) {
         return NULL;
     }
 #ifdef CHAOSI_POSIX
-    chaosi_ring(c, c->wake[1]); /* not on */
+    chaosi_ring(c, CHAOSI_WAKE(c)[1]); /* not on */
 #endif
     chaosi_first_config(c, text);
     chaosi_say(c, CHAOSI_NEWS_OPEN);
@@ -4861,14 +4849,14 @@ CHAOSI_FN chaos *chaosi_open(const chaos_desc *d, chaos_error *err) {
 CHAOSI_FN void chaosi_disarm(chaos *c) {
     CHAOSI_ORDERED(&c->armed, 0u);
 #ifdef CHAOSI_POSIX
-    chaosi_ring(c, c->wake[1]);
+    chaosi_ring(c, CHAOSI_WAKE(c)[1]);
 #endif
 }
 
 CHAOSI_FN void chaosi_close(chaos *c) {
 #ifdef CHAOSI_THREADS
     CHAOSI_ORDERED(&c->closing, 1u);
-    chaosi_ring(c, c->poke[1]);
+    chaosi_ring(c, CHAOSI_POKE(c)[1]);
     if (c->has_refresher && getpid() == c->pid) pthread_join(c->refresher, NULL);
 #endif
     chaosi_disarm(c);
@@ -4914,7 +4902,7 @@ int chaos_verdict_retry_after(chaos *c, const chaos_verdict *v) { return c ? cha
 
 int chaos_wake_fd(chaos *c) {
 #ifdef CHAOSI_POSIX
-    return c ? c->wake[0] : -1;
+    return c ? CHAOSI_WAKE(c)[0] : -1;
 #else
     (void)c;
     return -1;
@@ -4929,7 +4917,7 @@ chaos_result chaos_refresh(chaos *c, chaos_error *err) {
     if (c->source.fetched) chaosi_refresh(c, true, err);
     else chaosi_notice(c);
 #ifdef CHAOSI_POSIX
-    chaosi_ring(c, c->poke[1]); /* the refresher plans anew */
+    chaosi_ring(c, CHAOSI_POKE(c)[1]); /* the refresher plans anew */
 #endif
     return err->code;
 }
@@ -4972,7 +4960,7 @@ chaos_result chaos_proxy_run(chaos *c, const chaos_proxy_desc *desc, chaos_error
 
 void chaos_proxy_stop(chaos *c) {
 #ifdef CHAOSI_POSIX
-    if (c) chaosi_ring(c, c->stop[1]);
+    if (c) chaosi_ring(c, CHAOSI_STOP(c)[1]);
 #else
     (void)c;
 #endif

@@ -1088,6 +1088,114 @@ static void case_key_header_repeats_the_verdict(void) {
     peer_rig_stop(&rig);
 }
 
+/* ---- the socket faults ---- */
+
+static void fault_config(peer_rig *rig, const char *mode, const char *when) {
+    char json[200];
+    snprintf(json, sizeof json, "{\"enabled\":true,\"errorRate\":100,\"errorMode\":\"%s\",\"errorWhen\":\"%s\",\"expiresAt\":\"never\"}",
+             mode, when);
+    peer_rig_config(rig, json);
+}
+
+static void case_reset_and_close_break_the_connection(void) {
+    peer_message m = no_message();
+    peer_rig rig;
+    peer_conn c;
+    int after;
+    peer_rig_start(&rig, "{}", NULL);
+    for (after = 0; after < 2; after++) {
+        check_where("%s", after ? "after" : "before");
+        fault_config(&rig, "reset", after ? "after" : "before");
+        peer_dial(&c, PORT(&rig));
+        peer_ask(&c, &m, GET("/length/5"));
+        CHECK_INT(m.end, PEER_RESET);
+        CHECK_INT(c.in.len, 0); /* not a byte of a reply */
+        peer_hang_up(&c);
+        fault_config(&rig, "close", after ? "after" : "before");
+        peer_dial(&c, PORT(&rig));
+        peer_ask(&c, &m, "POST /length/5 HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello");
+        CHECK_INT(m.end, PEER_NONE); /* a FIN, also behind a request body */
+        peer_hang_up(&c);
+        CHECK_INT(PEER_LOAD(&rig.up->complete), 2 * after); /* before: never asked; after: once each */
+    }
+    CHECK_INT(peer_report(&rig).injected[CHAOS_RESET], 2);
+    CHECK_INT(peer_report(&rig).injected[CHAOS_CLOSE], 2);
+    peer_message_free(&m);
+    peer_rig_stop(&rig);
+}
+
+static void case_hang_holds_until_chaos_goes_off(void) {
+    peer_message m = no_message();
+    peer_conn held, leaver;
+    long long start;
+    peer_rig rig;
+    peer_rig_start(&rig, "{}", NULL);
+    fault_config(&rig, "hang", "before");
+    peer_dial(&held, PORT(&rig));
+    peer_dial(&leaver, PORT(&rig));
+    CHECK(peer_sends(held.fd, GET("/length/5")) && peer_sends(leaver.fd, GET("/length/6")));
+    PEER_UNTIL(peer_report(&rig).injected[CHAOS_HANG] == 2, PEER_MS);
+    CHECK(peer_silent(&held, 100));
+    peer_hang_up(&leaver); /* who leaves frees its thread */
+    PEER_UNTIL(peer_report(&rig).connections_now == 1, 1000);
+    CHECK_INT(PEER_LOAD(&rig.up->received), 0);
+    start = peer_ms();
+    peer_rig_config(&rig, "{}");
+    CHECK_INT(peer_read_reply(&held, &m, "GET"), PEER_WHOLE); /* the request goes on as if nothing had been */
+    CHECK(peer_is_pattern(&m.body, 5));
+    CHECK(peer_ms() - start < 300);
+    peer_hang_up(&held);
+    peer_message_free(&m);
+    peer_rig_stop(&rig);
+}
+
+static void case_after_runs_the_upstream_once_and_replaces_its_reply(void) {
+    peer_message m = no_message();
+    peer_rig rig;
+    peer_conn c;
+    int i;
+    peer_rig_start(&rig, "{}", NULL);
+    fault_config(&rig, "status", "after");
+    peer_dial(&c, PORT(&rig));
+    for (i = 1; i <= 3; i++) {
+        CHECK_INT(peer_ask(&c, &m, i == 2 ? GET("/chunked/70000") : GET("/length/70000")), 503);
+        PEER_FIELD(&m.head, "X-Chaos-Injected", "error");
+        PEER_FIELD(&m.head, "X-Upstream", NULL);
+        CHECK_INT(PEER_LOAD(&rig.up->complete), i);
+    }
+    peer_rig_config(&rig, "{}");
+    CHECK_INT(peer_ask(&c, &m, GET("/length/8")), 200); /* no rest of a thrown away reply in the way */
+    CHECK(peer_is_pattern(&m.body, 8));
+    peer_hang_up(&c);
+    peer_message_free(&m);
+    peer_rig_stop(&rig);
+}
+
+static void case_bandwidth_paces_the_body(void) {
+    peer_message m = no_message();
+    long long start;
+    peer_rig rig;
+    peer_conn c;
+    peer_rig_start(&rig, "{\"enabled\":true,\"bandwidth\":200,\"expiresAt\":\"never\"}", NULL);
+    peer_dial(&c, PORT(&rig));
+    start = peer_ms();
+    CHECK_INT(peer_ask(&c, &m, GET("/length/81920")), 200); /* 80 KiB at 200 KiB/s: 0.4 s */
+    CHECK(peer_is_pattern(&m.body, 81920));
+    CHECK(peer_fields(&m.head, "X-Chaos-Injected") == 1);
+    check_where("%lld ms", peer_ms() - start);
+    CHECK(peer_ms() - start >= 300 && peer_ms() - start < 800);
+    CHECK(peer_sends(c.fd, GET("/length/2000000"))); /* 10 s; rolled back meanwhile: the rest comes at once */
+    PEER_UNTIL(peer_report(&rig).waiting == 1, PEER_MS);
+    start = peer_ms();
+    peer_rig_config(&rig, "{}");
+    CHECK_INT(peer_read_reply(&c, &m, "GET"), PEER_WHOLE);
+    CHECK(peer_is_pattern(&m.body, 2000000));
+    CHECK(peer_ms() - start < 1000);
+    peer_hang_up(&c);
+    peer_message_free(&m);
+    peer_rig_stop(&rig);
+}
+
 /* ---- limits, hostile clients ---- */
 
 #define LIMIT 4
@@ -1494,6 +1602,10 @@ int main(int argc, char **argv) {
     CHECK_RUN(case_dry_run_touches_nothing);
     CHECK_RUN(case_rules_see_the_real_request);
     CHECK_RUN(case_key_header_repeats_the_verdict);
+    CHECK_RUN(case_reset_and_close_break_the_connection);
+    CHECK_RUN(case_hang_holds_until_chaos_goes_off);
+    CHECK_RUN(case_after_runs_the_upstream_once_and_replaces_its_reply);
+    CHECK_RUN(case_bandwidth_paces_the_body);
     CHECK_RUN(case_connection_limit_holds_and_the_rest_waits);
     CHECK_RUN(case_many_clients_at_once_get_their_own_replies);
     CHECK_RUN(case_garbage_and_half_heads_harm_nobody);

@@ -184,7 +184,7 @@ static void case_expiry_in_the_middle_of_a_delay_releases(void) {
     CHECK(peer_ms() < start);
     CHECK(report_of(c).waiting == THREADS); /* nobody is let go early */
     CHECK(crowd_leave(&w, start) <= 250);   /* 100 ms, and a busy machine */
-    CHECK(peer_ms() >= start - 2);
+    CHECK(peer_ms() >= start - 20);         /* a tick of the coarse clock early rather than late */
     PEER_UNTIL(report_of(c).state == CHAOS_STATE_EXPIRED, 100);
     chaos_close(c);
 }
