@@ -3927,22 +3927,22 @@ CHAOSI_FN bool chaosi_flow_send(chaosi_flow *f) {
     return true;
 }
 
-/* Frames and sends until it has to wait for room, for bytes, or for the pace. */
+/* Frames and sends until it has to wait for room, for bytes, or for the pace. A head goes out with the first of its body. */
 CHAOSI_FN void chaosi_flow_push(chaosi_flow *f) {
     while (!f->done && !f->bad && !f->send_failed) {
-        if (f->out_count) {
-            if (!chaosi_flow_send(f)) return;
-            continue;
-        }
-        f->at += f->used;
-        f->len -= f->used;
-        f->used = 0;
-        if (!f->len) f->at = 0;
-        if (f->ended) f->done = true;
-        else if (!f->len || (f->paced_until && chaosi_clock(false) < f->paced_until)) return;
-        else {
+        bool paced = f->paced_until && chaosi_clock(false) < f->paced_until;
+        if (f->len && !f->used && !f->ended && !paced) {
             chaosi_flow_frame(f);
             if (f->slice && f->paced_until) f->paced_until += 50 * CHAOSI_MS;
+        } else if (f->out_count) {
+            if (!chaosi_flow_send(f)) return;
+        } else {
+            f->at += f->used;
+            f->len -= f->used;
+            if (!f->len) f->at = 0;
+            f->done = f->ended;
+            if (!f->used) return;
+            f->used = 0;
         }
     }
 }
@@ -4312,10 +4312,10 @@ CHAOSI_FN bool chaosi_put_client_head(chaosi_worker *w, chaosi_body body, size_t
         chaosi_put_field(&o, w->reply.fields[i].name, w->reply.fields[i].value);
     }
     if (marked) {
-        snprintf(line, sizeof line, "X-Chaos-Injected: %s\r\nX-Chaos-Delay-Ms: %u\r\n", chaos_kind_text(w->verdict.kind),
-                 w->verdict.delay_us / 1000);
+        snprintf(line, sizeof line, "X-Chaos-Injected: %s\r\nCache-Control: no-store\r\n", chaos_kind_text(w->verdict.kind));
         chaosi_puts(&o, line);
-        chaosi_puts(&o, "Cache-Control: no-store\r\n");
+        snprintf(line, sizeof line, "X-Chaos-Delay-Ms: %u\r\n", w->verdict.delay_us / 1000);
+        if (w->verdict.delay_us) chaosi_puts(&o, line);
     }
     chaosi_put_framing(&o, body == CHAOSI_BODY_CHUNKED && w->req.minor > 0, w->reply.has_length && w->reply.status != 204, w->reply.length);
     chaosi_put_connection(&o, w);
@@ -4359,8 +4359,12 @@ CHAOSI_FN bool chaosi_relay(chaosi_worker *w, int head_len) {
         down->slice = (size_t)w->verdict.bandwidth * 1024 / 20 + 1; /* a twentieth of a second each */
         down->paced_until = chaosi_clock(false);
     }
-    w->replied = true;
     whole = chaosi_stream(w);
+    if (!whole && down->bad && !down->moved) {
+        chaosi_refuse(w, CHAOSI_BAD_REPLY);
+        return false;
+    }
+    w->replied = true;
     chaosi_count(w->p->c, whole ? CHAOSI_WORD(proxied) : CHAOSI_WORD(upstream_errors), 1);
     if (whole && w->up.done && !down->len && body != CHAOSI_BODY_CLOSE && w->reply.keep_alive) chaosi_pool_put(w);
     if (!whole && body != CHAOSI_BODY_LENGTH && !down->chunk_out) chaosi_make_reset(w->client); /* a cut message must look cut */

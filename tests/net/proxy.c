@@ -49,7 +49,7 @@ static void case_keep_alive_on_both_sides(void) {
     CHECK_INT(PEER_LOAD(&rig.up->accepts), 1);
     CHECK_INT(PEER_LOAD(&rig.up->requests), 20);
     CHECK_INT(peer_report(&rig).connections, 1);
-    CHECK_INT(peer_report(&rig).proxied, 20);
+    PEER_UNTIL(peer_report(&rig).proxied == 20, PEER_MS); /* counted just after the last byte is sent */
     CHECK_INT(peer_report(&rig).requests, 0); /* off: nothing is decided, nothing counted */
     shutdown(c.fd, SHUT_WR);
     CHECK(peer_closes(&c, PEER_MS)); /* by then its upstream connection is back in the pool */
@@ -528,6 +528,7 @@ static void case_refused_client_can_read_why(void) {
     (void)!peer_send(c.fd, big.data, big.len); /* keeps sending, as clients do; a careless close would be an RST over the reply */
     peer_read_reply(&c, &m, "POST");
     check_own_error(&m, 400);
+    CHECK_INT(peer_fill(&c, peer_ms() + PEER_MS), 0); /* a FIN: an RST can overtake the reply on a real network */
     peer_hang_up(&c);
     peer_free(&big);
     peer_message_free(&m);
@@ -701,6 +702,11 @@ static void check_cut(peer_rig *rig, const char *path, const char *version) {
     snprintf(request, sizeof request, "GET %s HTTP/%s\r\nHost: a\r\n\r\n", path, version);
     peer_dial(&c, PORT(rig));
     peer_ask(&c, &m, request);
+    if (!strcmp(path, "/bad-chunk") && m.status == 502) { /* the bad chunk came with the head: nothing has been sent on yet */
+        check_own_error(&m, 502);
+        peer_hang_up(&c);
+        return;
+    }
     CHECK_INT(m.status, 200);
     CHECK(m.end == PEER_CUT || m.end == PEER_RESET);
     CHECK(!strncmp("only this", peer_text(&m.body), m.body.len)); /* what came is genuine */
@@ -911,7 +917,7 @@ static void case_injected_reply_to_a_large_body_closes_cleanly(void) {
     CHECK_INT(m.status, 503);
     PEER_FIELD(&m.head, "X-Chaos-Injected", "error");
     PEER_FIELD(&m.head, "Connection", "close");
-    CHECK(peer_closes(&c, PEER_MS));
+    CHECK_INT(peer_fill(&c, peer_ms() + PEER_MS), 0); /* a FIN, no RST that could overtake the reply */
     CHECK_INT(PEER_LOAD(&rig.up->received), 0);
     peer_hang_up(&c);
     peer_free(&out);
