@@ -4426,7 +4426,7 @@ CHAOSI_FN bool chaosi_accept(chaosi_worker *w) {
     chaosi_proxy *p = w->p;
     for (;;) {
         socklen_t len = sizeof addr;
-        int fd, one = 1;
+        int fd;
 #ifndef __linux__ /* there, shutdown() of the listener wakes accept */
         while (!chaosi_readable(p->listener) && !CHAOSI_SEQ(&p->stopping))
             chaosi_sleep_until(chaosi_in(1000), p->listener, CHAOSI_STOP(p->c)[0]);
@@ -4434,8 +4434,6 @@ CHAOSI_FN bool chaosi_accept(chaosi_worker *w) {
         fd = CHAOSI_SEQ(&p->stopping) ? -1 : accept(p->listener, (struct sockaddr *)(void *)&addr, &len);
         if (fd >= 0) {
             fcntl(fd, F_SETFD, FD_CLOEXEC);
-            setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-            chaosi_set_patience(fd, p->d.idle_timeout);
             chaosi_set_fd(w, &w->client, fd);
             chaosi_name_address(&addr, len, true, w->peer, sizeof w->peer);
             return true;
@@ -4582,6 +4580,7 @@ CHAOSI_FN chaos_result chaosi_open_listener(chaosi_proxy *p, chaos_error *err) {
     if (chaosi_resolve(host, port, &a, 1, err) == 0) return CHAOS_ERR_UNREACHABLE;
     p->listener = chaosi_listen(&a, 1024, p->d.listen, err);
     if (p->listener < 0) return CHAOS_ERR_SYSTEM;
+    chaosi_set_patience(p->listener, p->d.idle_timeout); /* with TCP_NODELAY, handed on to what it accepts */
     a.len = sizeof a.addr;
     getsockname(p->listener, (struct sockaddr *)(void *)&a.addr, &a.len);
     chaosi_name_address(&a.addr, a.len, false, name, sizeof name);

@@ -78,8 +78,7 @@ static int answer(char *head, const char *method, const char *path, char *body, 
     chaos_verdict_body(faults, &verdict, body, cap);
     snprintf(extra, extra_cap, "X-Chaos-Injected: error\r\nCache-Control: no-store\r\n");
     if (chaos_verdict_retry_after(faults, &verdict) >= 0)
-        snprintf(extra + strlen(extra), extra_cap - strlen(extra), "Retry-After: %d\r\n",
-                 chaos_verdict_retry_after(faults, &verdict));
+        snprintf(extra + strlen(extra), extra_cap - strlen(extra), "Retry-After: %d\r\n", chaos_verdict_retry_after(faults, &verdict));
     return verdict.status;
 }
 
@@ -105,8 +104,8 @@ static void serve(int fd) {
                !find_header(head, "content-length", &unused) && !find_header(head, "transfer-encoding", &unused) &&
                !__atomic_load_n(&stopping, __ATOMIC_RELAXED);
         status = answer(head, method, path, body, sizeof body, extra, sizeof extra);
-        n = snprintf(reply, sizeof reply, "HTTP/1.1 %d %s\r\nContent-Type: text/plain\r\nContent-Length: %zu\r\n%s%s\r\n%s",
-                     status, status < 400 ? "OK" : "Error", strlen(body), extra, keep ? "" : "Connection: close\r\n",
+        n = snprintf(reply, sizeof reply, "HTTP/1.1 %d %s\r\nContent-Type: text/plain\r\nContent-Length: %zu\r\n%s%s\r\n%s", status,
+                     status < 400 ? "OK" : "Error", strlen(body), extra, keep ? "" : "Connection: close\r\n",
                      strcmp(method, "HEAD") ? body : "");
         if (send(fd, reply, (size_t)n, 0) != n) return;
         len -= (size_t)(end + 4 - head);
@@ -161,8 +160,7 @@ int main(int argc, char **argv) {
     if (listener < 0) return fprintf(stderr, "chaos-middleware: cannot listen on %s\n", where), 1;
     for (i = 0; i < WORKERS; i++)
         if (pthread_create(&workers[i], NULL, work, NULL)) return fprintf(stderr, "chaos-middleware: no thread\n"), 1;
-    printf("chaos-middleware listening on %s:%d\n", inet_ntop(AF_INET, &addr.sin_addr, host, sizeof host),
-           ntohs(addr.sin_port));
+    printf("chaos-middleware listening on %s:%d\n", inet_ntop(AF_INET, &addr.sin_addr, host, sizeof host), ntohs(addr.sin_port));
     fflush(stdout);
 
     sigwait(&end, &sig);

@@ -109,8 +109,7 @@ static void set(settings *out, const setting *s, const char *origin, const char 
         memcpy(at, &on, sizeof on);
     } else {
         int n = number(value, time);
-        if (n < 0)
-            fail(2, "%s: '%s' is not a %s", origin, value, time ? "time: write 250ms, 2s, 5m or milliseconds" : "number");
+        if (n < 0) fail(2, "%s: '%s' is not a %s", origin, value, time ? "time: write 250ms, 2s, 5m or milliseconds" : "number");
         if (n < s->min || n > s->max) fail(2, "%s: %s is not in %d..%d%s", origin, value, s->min, s->max, time ? " ms" : "");
         if (s->kind == TIME0 && n == 0) n = -1;
         memcpy(at, &n, sizeof n);
@@ -253,9 +252,7 @@ static void on_listening(void *user, const char *address) {
 }
 
 /* A setting the header refused, or something it could not do? */
-static int exit_code(chaos_result r) {
-    return r == CHAOS_ERR_MEMORY || r == CHAOS_ERR_SYSTEM || r == CHAOS_ERR_UNREACHABLE ? 1 : 2;
-}
+static int exit_code(chaos_result r) { return r == CHAOS_ERR_MEMORY || r == CHAOS_ERR_SYSTEM || r == CHAOS_ERR_UNREACHABLE ? 1 : 2; }
 
 static int run(settings *s) {
     static chaos_config config;
@@ -294,7 +291,6 @@ int main(int argc, char **argv) {
     read_settings(&s, argc, argv);
     if (s.help) return print_help();
     if (s.version)
-        return printf("chaos-proxy %s\nconfig sources: inline env file (ssm, appconfig: not in this version)\n",
-                      chaos_version()) < 0;
+        return printf("chaos-proxy %s\nconfig sources: inline env file (ssm, appconfig: not in this version)\n", chaos_version()) < 0;
     return s.check ? check(&s) : run(&s);
 }

@@ -88,9 +88,7 @@ static bool send_head(client *c, const char *status, long length, const char *te
     return send_all(c, out, (size_t)n);
 }
 
-static bool send_text(client *c, const char *status, const char *text) {
-    return send_head(c, status, (long)strlen(text), text);
-}
+static bool send_text(client *c, const char *status, const char *text) { return send_head(c, status, (long)strlen(text), text); }
 
 /* N bytes of a pattern that shows a byte lost or doubled: the letters a to z over and over. */
 static bool send_bytes(client *c, long count, bool chunked) {

@@ -1,6 +1,6 @@
 #!/bin/sh
-# readme.sh - README.md keeps its word: its C compiles, its links lead somewhere, its make targets exist. One line per
-# offence. A ```c block with a main is compiled and linked, and run when the line above it is <!-- run -->; a block
+# readme.sh - README.md and the manual keep their word: C compiles, links lead somewhere, names and make targets exist. One
+# line per offence. A ```c block with a main is compiled and linked, and run when the line above it is <!-- run -->; a block
 # without one must compile behind #include "chaos.h", as it stands or inside a function.
 set -u
 here=$(cd "$(dirname "$0")" && pwd) || exit 1
@@ -34,6 +34,12 @@ for at in *.at; do
         "$cc" $warn -fsyntax-only file.c 2>err || "$cc" $warn -Wno-unused -fsyntax-only body.c 2>>err || { say "README.md:$line does not compile:"; cat err; }
     fi
 done
+
+# The names in the manual (the first comment of chaos.h) are those of the declarations below it.
+awk '{ print } /\*\// { exit }' chaos.h | grep -oE '\<(chaos|CHAOS)_[A-Za-z_]*[A-Za-z]' | sort -u >names
+grep -q chaos_decide names || say "no names found in the manual: this check sees nothing"
+awk 'on { print } /\*\// { on = 1 }' chaos.h >rest
+while read -r name; do grep -qE "(^|[^A-Za-z_])$name" rest || say "the manual names $name, which is not there"; done <names
 
 # Links to files of the repository; those to the web are not asked for: tests need no network.
 grep -oE '\]\([^)]+\)' "$top/README.md" | sed 's/^](//; s/)$//; s/#.*//' | grep -vE '^(https?:|mailto:|$)' | sort -u >links

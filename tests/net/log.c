@@ -772,7 +772,7 @@ static void case_lines_never_interleave(void) {
         written += report.log_lines;
         dropped += report.log_dropped;
     }
-    for (i = 0; i < 2; i++) chaos_close(talkers[i].c); /* may add a summary each */
+    for (i = 0; i < 2; i++) chaos_close(talkers[i].c); /* meanwhile a few summaries more */
     stderr_back(old);                                  /* the last writer: the reader comes to its end */
     pthread_join(reading, NULL);
     close(fds[0]);
@@ -787,7 +787,7 @@ static void case_lines_never_interleave(void) {
     CHECK_INT(bad, 0);
     check_where("%d lines read, %llu written, %llu dropped", count, written, dropped);
     CHECK(written > 100); /* the reader may be slower than the writers: those are the dropped ones */
-    CHECK(count >= (int)written && count <= (int)written + 2);
+    CHECK(count >= (int)written && count <= (int)written + 20);
     peer_free(&r.got);
 }
 

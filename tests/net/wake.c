@@ -117,12 +117,12 @@ static void case_off_from_a_thread_releases_all(void) { check_off_rounds(off_by_
 static chaos *handler_target;
 static void off_in_handler(int sig) {
     (void)sig;
-    chaos_off(handler_target);
+    chaos_off(PEER_LOAD(&handler_target));
 }
 
 /* The handler runs on a thread that sleeps in chaos_wait itself. */
 static void off_by_signal(crowd *w) {
-    handler_target = w->c;
+    PEER_STORE(&handler_target, w->c);
     pthread_kill(w->threads[THREADS / 2], SIGUSR1);
 }
 static void case_off_from_a_signal_handler_releases_all(void) {

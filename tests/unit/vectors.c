@@ -170,7 +170,7 @@ static void case_verdicts(void)
 /* The file must not be able to agree by being all the same: every kind and every rule is in it. */
 static void case_variety(void)
 {
-    static const char *const words[] = {"= pass ", "= latency ", "= error ", "= reset ", "= close ", "= hang ", "after 1",
+    static const char *const words[] = {"= pass ", "= latency ", "= bandwidth ", "= error ", "= reset ", "= close ", "= hang ", "after 1",
                                         "bandwidth 64", "rule 0", "rule 1", "rule 2", "rule 3", "status 402", "status 429"};
     int seen[COUNT(words)] = {0};
     FILE *f = fopen(file_path, "r");
