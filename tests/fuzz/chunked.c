@@ -12,8 +12,7 @@ typedef struct decoded {
 } decoded;
 
 /* Feeds pieces of at most `step` bytes, each in a block of its own; the body goes to out. */
-static decoded feed(const unsigned char *data, size_t size, size_t step, char *out)
-{
+static decoded feed(const unsigned char *data, size_t size, size_t step, char *out) {
     chaosi_chunked d;
     decoded all = {0, 0, 0};
     memset(&d, 0, sizeof d);
@@ -32,8 +31,7 @@ static decoded feed(const unsigned char *data, size_t size, size_t step, char *o
     return all;
 }
 
-int LLVMFuzzerTestOneInput(const unsigned char *data, size_t size)
-{
+int LLVMFuzzerTestOneInput(const unsigned char *data, size_t size) {
     static char whole[65536], pieces[65536];
     static const size_t steps[] = {1, 2, 3, 7, 64};
     decoded a, b;

@@ -10,16 +10,14 @@ static chaos_config cfg, again;
 static char once[400000], twice[400000];
 
 /* Any bytes may come as a path or a header; a decision must stay within its config. */
-static const char *any_header(void *user, const char *name, size_t *len)
-{
+static const char *any_header(void *user, const char *name, size_t *len) {
     const chaos_request *q = (const chaos_request *)user;
     (void)name;
     *len = q->path_len;
     return q->path;
 }
 
-static void judge(const unsigned char *data, size_t size)
-{
+static void judge(const unsigned char *data, size_t size) {
     chaos_request q;
     unsigned long long key;
     memset(&q, 0, sizeof q);
@@ -37,8 +35,7 @@ static void judge(const unsigned char *data, size_t size)
     }
 }
 
-int LLVMFuzzerTestOneInput(const unsigned char *data, size_t size)
-{
+int LLVMFuzzerTestOneInput(const unsigned char *data, size_t size) {
     char *copy = (char *)malloc(size ? size : 1);
     chaos_error err;
     chaos_result r;

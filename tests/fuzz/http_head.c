@@ -10,14 +10,10 @@ typedef int (*parser)(chaosi_head *h, const char *buf, size_t len);
 
 static chaosi_head head, shorter;
 
-static bool inside(chaosi_span s, const char *buf, size_t len)
-{
-    return s.len == 0 || (s.at >= buf && s.at + s.len <= buf + len);
-}
+static bool inside(chaosi_span s, const char *buf, size_t len) { return s.len == 0 || (s.at >= buf && s.at + s.len <= buf + len); }
 
 /* What an accepted head must be, whatever it says. */
-static void check_accepted(const char *buf, size_t len, bool request)
-{
+static void check_accepted(const char *buf, size_t len, bool request) {
     int i, lengths = 0, chunked = 0;
     MUST(len >= 4 && memcmp(buf + len - 4, "\r\n\r\n", 4) == 0);
     MUST(head.count >= 0 && head.count <= CHAOSI_FIELDS_MAX && !(head.chunked && head.has_length));
@@ -35,8 +31,7 @@ static void check_accepted(const char *buf, size_t len, bool request)
     else MUST(head.status >= 100 && head.status <= 599);
 }
 
-static void check(parser parse, const unsigned char *data, size_t size, bool request)
-{
+static void check(parser parse, const unsigned char *data, size_t size, bool request) {
     char *copy = (char *)malloc(size ? size : 1);
     size_t used;
     int r;
@@ -54,8 +49,7 @@ static void check(parser parse, const unsigned char *data, size_t size, bool req
     free(copy);
 }
 
-int LLVMFuzzerTestOneInput(const unsigned char *data, size_t size)
-{
+int LLVMFuzzerTestOneInput(const unsigned char *data, size_t size) {
     if (size > 65536) return 0;
     check(chaosi_http_request, data, size, true);
     check(chaosi_http_reply, data, size, false);

@@ -6,8 +6,7 @@ int LLVMFuzzerTestOneInput(const unsigned char *data, size_t size);
 
 #define MUST(cond) ((cond) ? (void)0 : abort())
 
-static chaos_result check_copy(const unsigned char *data, size_t size, chaos_error *err)
-{
+static chaos_result check_copy(const unsigned char *data, size_t size, chaos_error *err) {
     char *copy = (char *)malloc(size ? size : 1);
     chaos_result r;
     memcpy(copy, data, size);
@@ -16,8 +15,7 @@ static chaos_result check_copy(const unsigned char *data, size_t size, chaos_err
     return r;
 }
 
-int LLVMFuzzerTestOneInput(const unsigned char *data, size_t size)
-{
+int LLVMFuzzerTestOneInput(const unsigned char *data, size_t size) {
     static unsigned char more[70001];
     chaos_error err;
     chaos_result r;

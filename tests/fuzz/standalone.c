@@ -36,22 +36,68 @@ static const char *prefix = "";
 static unsigned long long random_state = 1;
 
 static const char *const words[] = {
-    "\"enabled\":true", "\"rules\":[{\"name\":\"a\"", "\"match\":{", "\"paths\":[\"/**\"]", "\"headers\":{\"x\":\"*\"}", "\"latency\":{\"min\":0,\"max\":9}",
-    "\"p50\":1,\"p95\":2,\"p99\":3", "\"errorRate\":100", "\"expiresAt\":\"never\"", "\"2026-02-29T00:00:00Z\"", "\"exclude\":[]", "\\u0000", "\\ud800",
-    "\\udc00", "\xEF\xBB\xBF", "\xC3\xA9", "\xF0\x9F\x98\x80", "{", "}", "[", "]", ",", ":", "\"", "null", "-0", "1e999", "5.0", "NaN", "//",
-    "\r\n", "\r\n\r\n", "\n", "\r", " ", "\t", "0\r\n\r\n", "5\r\nhello\r\n", ";a=b", "FFFFFFFFFFFFFFFF", "Content-Length: 5", "Transfer-Encoding: chunked",
-    "Transfer-Encoding: gzip, chunked", "Host: a", "Connection: close", "HTTP/1.1", "HTTP/1.0", "GET ", "http://a/", "Expect: 100-continue", "%41", "%", "**",
+    "\"enabled\":true",
+    "\"rules\":[{\"name\":\"a\"",
+    "\"match\":{",
+    "\"paths\":[\"/**\"]",
+    "\"headers\":{\"x\":\"*\"}",
+    "\"latency\":{\"min\":0,\"max\":9}",
+    "\"p50\":1,\"p95\":2,\"p99\":3",
+    "\"errorRate\":100",
+    "\"expiresAt\":\"never\"",
+    "\"2026-02-29T00:00:00Z\"",
+    "\"exclude\":[]",
+    "\\u0000",
+    "\\ud800",
+    "\\udc00",
+    "\xEF\xBB\xBF",
+    "\xC3\xA9",
+    "\xF0\x9F\x98\x80",
+    "{",
+    "}",
+    "[",
+    "]",
+    ",",
+    ":",
+    "\"",
+    "null",
+    "-0",
+    "1e999",
+    "5.0",
+    "NaN",
+    "//",
+    "\r\n",
+    "\r\n\r\n",
+    "\n",
+    "\r",
+    " ",
+    "\t",
+    "0\r\n\r\n",
+    "5\r\nhello\r\n",
+    ";a=b",
+    "FFFFFFFFFFFFFFFF",
+    "Content-Length: 5",
+    "Transfer-Encoding: chunked",
+    "Transfer-Encoding: gzip, chunked",
+    "Host: a",
+    "Connection: close",
+    "HTTP/1.1",
+    "HTTP/1.0",
+    "GET ",
+    "http://a/",
+    "Expect: 100-continue",
+    "%41",
+    "%",
+    "**",
 };
 
-static unsigned pick(size_t below)
-{
+static unsigned pick(size_t below) {
     random_state = random_state * 6364136223846793005ull + 1442695040888963407ull;
     return below ? (unsigned)((random_state >> 33) % below) : 0;
 }
 
 /* The input that was running is what matters: it is kept before the program ends. Only async-signal-safe calls. */
-static void on_crash(int sig)
-{
+static void on_crash(int sig) {
     char path[1024];
     size_t len = strlen(prefix) < sizeof path - 8 ? strlen(prefix) : 0, done = 0;
     int fd;
@@ -67,8 +113,7 @@ static void on_crash(int sig)
     raise(sig);
 }
 
-static void add_file(const char *path)
-{
+static void add_file(const char *path) {
     FILE *f = fopen(path, "rb");
     if (!f || seed_count == MOST_SEEDS) {
         if (f) fclose(f);
@@ -82,14 +127,10 @@ static void add_file(const char *path)
     seeds[seed_count++].len = input_len;
 }
 
-static int by_name(const void *a, const void *b)
-{
-    return strcmp(*(char *const *)a, *(char *const *)b);
-}
+static int by_name(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
 
 /* A file, or a directory's files in the order of their names (readdir's order differs between machines). */
-static int add(const char *path)
-{
+static int add(const char *path) {
     static char *names[MOST_SEEDS];
     size_t count = 0, i;
     struct stat st;
@@ -112,29 +153,30 @@ static int add(const char *path)
     return 1;
 }
 
-static void insert(size_t at, const void *bytes, size_t len)
-{
+static void insert(size_t at, const void *bytes, size_t len) {
     if (input_len + len > MOST) return;
     memmove(input + at + len, input + at, input_len - at);
     memcpy(input + at, bytes, len);
     input_len += len;
 }
 
-static void cut(size_t at, size_t len)
-{
+static void cut(size_t at, size_t len) {
     if (len > input_len - at) len = input_len - at;
     memmove(input + at, input + at + len, input_len - at - len);
     input_len -= len;
 }
 
-static void change(void)
-{
+static void change(void) {
     size_t at = pick(input_len + 1), other = pick(seed_count), from;
     const char *word = words[pick(sizeof words / sizeof words[0])];
     unsigned char byte = (unsigned char)pick(256), piece[64];
     switch (pick(8)) {
-    case 0: if (at < input_len) input[at] = byte; break;
-    case 1: if (at < input_len) input[at] = (unsigned char)(input[at] ^ 1u << pick(8)); break;
+    case 0:
+        if (at < input_len) input[at] = byte;
+        break;
+    case 1:
+        if (at < input_len) input[at] = (unsigned char)(input[at] ^ 1u << pick(8));
+        break;
     case 2: insert(at, &byte, 1); break;
     case 3: cut(at, 1 + pick(16)); break;
     case 4: insert(at, word, strlen(word)); break;
@@ -151,8 +193,7 @@ static void change(void)
     }
 }
 
-static void run_random(long seconds, unsigned long *runs)
-{
+static void run_random(long seconds, unsigned long *runs) {
     struct timespec now, end;
     clock_gettime(CLOCK_MONOTONIC, &end);
     end.tv_sec += seconds;
@@ -169,8 +210,7 @@ static void run_random(long seconds, unsigned long *runs)
     } while (now.tv_sec < end.tv_sec);
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     static const int deadly[] = {SIGSEGV, SIGBUS, SIGABRT, SIGFPE, SIGILL};
     unsigned long runs = 0;
     long seconds = 0;

@@ -50,7 +50,7 @@ static void case_keep_alive_on_both_sides(void) {
     CHECK_INT(PEER_LOAD(&rig.up->requests), 20);
     CHECK_INT(peer_report(&rig).connections, 1);
     PEER_UNTIL(peer_report(&rig).proxied == 20, PEER_MS); /* counted just after the last byte is sent */
-    CHECK_INT(peer_report(&rig).requests, 0); /* off: nothing is decided, nothing counted */
+    CHECK_INT(peer_report(&rig).requests, 0);             /* off: nothing is decided, nothing counted */
     shutdown(c.fd, SHUT_WR);
     CHECK(peer_closes(&c, PEER_MS)); /* by then its upstream connection is back in the pool */
     peer_hang_up(&c);
@@ -724,7 +724,7 @@ static void case_cut_replies_look_cut(void) {
     check_cut(&rig, "/bad-chunk", "1.1");
     check_cut(&rig, "/reset-body", "1.1"); /* to the close: only an RST or chunked framing can tell */
     check_cut(&rig, "/reset-body", "1.0");
-    check_cut(&rig, "/cut-chunked", "1.0"); /* de-chunked: only an RST can tell */
+    check_cut(&rig, "/cut-chunked", "1.0");                      /* de-chunked: only an RST can tell */
     PEER_UNTIL(peer_report(&rig).upstream_errors == 6, PEER_MS); /* counted just after the connection is cut */
     CHECK_INT(peer_get(PORT(&rig), "/length/5", &m), 200);
     peer_message_free(&m);

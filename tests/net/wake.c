@@ -189,6 +189,32 @@ static void case_expiry_in_the_middle_of_a_delay_releases(void) {
     chaos_close(c);
 }
 
+/* The refresher is only one way: a waiter sees the end by itself. Here there is none at all. */
+static void case_expiry_releases_without_a_refresher(void) {
+    struct timespec now;
+    chaos_request req;
+    chaos_verdict v;
+    chaos_desc d;
+    char json[160];
+    chaos *c;
+    memset(&d, 0, sizeof d);
+    memset(&req, 0, sizeof req);
+    clock_gettime(CLOCK_REALTIME, &now);
+    snprintf(json, sizeof json, "{\"enabled\":true,\"latency\":20000,\"expiresAt\":%lld}",
+             (long long)now.tv_sec + (now.tv_nsec > 500000000 ? 2 : 1));
+    d.config = json;
+    d.quiet = d.no_thread = true;
+    c = chaos_open(&d, NULL);
+    v = chaos_decide(c, &req);
+    CHECK_INT(v.kind, CHAOS_DELAY);
+    chaos_wait(c, &v);
+    clock_gettime(CLOCK_REALTIME, &now);
+    check_where("%lld.%03ld", (long long)now.tv_sec, now.tv_nsec / 1000000);
+    CHECK(strtoll(strrchr(json, ':') + 1, NULL, 10) * 1000 + 250 >= (long long)now.tv_sec * 1000 + now.tv_nsec / 1000000);
+    CHECK_INT(report_of(c).state, CHAOS_STATE_EXPIRED);
+    chaos_close(c);
+}
+
 static void write_file(const char *path, const char *text) {
     char temp[256];
     FILE *f;
@@ -421,6 +447,7 @@ int main(int argc, char **argv) {
     CHECK_RUN(case_off_from_a_signal_handler_releases_all);
     CHECK_RUN(case_other_signals_do_not_shorten_the_delay);
     CHECK_RUN(case_expiry_in_the_middle_of_a_delay_releases);
+    CHECK_RUN(case_expiry_releases_without_a_refresher);
     CHECK_RUN(case_file_flip_releases_within_ttl);
     CHECK_RUN(case_close_releases_all_and_waits_for_them);
     CHECK_RUN(case_wait_after_off_does_not_sleep);

@@ -28,13 +28,11 @@ static chaos_config cfg, cfg2;
 static chaos_error error;
 
 /* ---- helpers ------------------------------------------------------------------------------------------------- */
-static bool same_text(const chaos_config *a, chaos_text x, const chaos_config *b, chaos_text y)
-{
+static bool same_text(const chaos_config *a, chaos_text x, const chaos_config *b, chaos_text y) {
     return x.len == y.len && !memcmp(a->text + x.at, b->text + y.at, x.len);
 }
 
-static bool same_list(const chaos_config *a, chaos_list x, const chaos_config *b, chaos_list y)
-{
+static bool same_list(const chaos_config *a, chaos_list x, const chaos_config *b, chaos_list y) {
     unsigned i;
     if (x.count != y.count) return false;
     for (i = 0; i < x.count; i++)
@@ -42,23 +40,19 @@ static bool same_list(const chaos_config *a, chaos_list x, const chaos_config *b
     return true;
 }
 
-static bool same_match(const chaos_config *a, const chaos_match *x, const chaos_config *b, const chaos_match *y)
-{
-    return same_list(a, x->methods, b, y->methods) && same_list(a, x->paths, b, y->paths)
-           && same_list(a, x->headers, b, y->headers);
+static bool same_match(const chaos_config *a, const chaos_match *x, const chaos_config *b, const chaos_match *y) {
+    return same_list(a, x->methods, b, y->methods) && same_list(a, x->paths, b, y->paths) && same_list(a, x->headers, b, y->headers);
 }
 
-static bool same_fault(const chaos_config *a, const chaos_fault *x, const chaos_config *b, const chaos_fault *y)
-{
-    return x->latency_kind == y->latency_kind && x->latency_rate == y->latency_rate && x->error_rate == y->error_rate
-           && x->error_mode == y->error_mode && x->error_after == y->error_after && x->error_status == y->error_status
-           && !memcmp(x->latency, y->latency, sizeof x->latency) && x->bandwidth == y->bandwidth
-           && x->retry_after == y->retry_after && same_text(a, x->error_body, b, y->error_body);
+static bool same_fault(const chaos_config *a, const chaos_fault *x, const chaos_config *b, const chaos_fault *y) {
+    return x->latency_kind == y->latency_kind && x->latency_rate == y->latency_rate && x->error_rate == y->error_rate &&
+           x->error_mode == y->error_mode && x->error_after == y->error_after && x->error_status == y->error_status &&
+           !memcmp(x->latency, y->latency, sizeof x->latency) && x->bandwidth == y->bandwidth && x->retry_after == y->retry_after &&
+           same_text(a, x->error_body, b, y->error_body);
 }
 
 /* Equal in meaning: the text pools may be laid out differently. */
-static bool same_config(const chaos_config *a, const chaos_config *b)
-{
+static bool same_config(const chaos_config *a, const chaos_config *b) {
     unsigned i;
     if (a->enabled != b->enabled || a->dry_run != b->dry_run || a->has_seed != b->has_seed) return false;
     if (a->default_exclude != b->default_exclude || a->canary != b->canary || a->rule_count != b->rule_count) return false;
@@ -76,8 +70,7 @@ static bool same_config(const chaos_config *a, const chaos_config *b)
     return true;
 }
 
-static bool holds(const char *text, const char *word)
-{
+static bool holds(const char *text, const char *word) {
     size_t len = strlen(word);
     for (; *text; text++)
         if (!strncmp(text, word, len)) return true;
@@ -85,21 +78,16 @@ static bool holds(const char *text, const char *word)
 }
 
 /* Parses into cfg; the text's end is checked by json.c, so a plain copy does here. */
-static chaos_result parse_len(const char *json, size_t len)
-{
+static chaos_result parse_len(const char *json, size_t len) {
     memset(&cfg, 0xAA, sizeof cfg); /* what an error leaves must come from the parser */
     memset(&error, 0xAA, sizeof error);
     return chaos_config_parse(&cfg, json, len, &error);
 }
 
-static chaos_result parse(const char *json)
-{
-    return parse_len(json, strlen(json));
-}
+static chaos_result parse(const char *json) { return parse_len(json, strlen(json)); }
 
 /* Accepted, and what chaos_config_format writes means the same and is stable. */
-static void good(const char *json)
-{
+static void good(const char *json) {
     static char once[CHAOS_CONFIG_INPUT_MAX * 2], twice[sizeof once];
     size_t len;
     check_where("%.200s", json);
@@ -122,8 +110,7 @@ static void good(const char *json)
 }
 
 /* Refused with this code and these words; the place is inside the text and what is left is off. */
-static void bad(const char *json, chaos_result code, const char *word, const char *word2)
-{
+static void bad(const char *json, chaos_result code, const char *word, const char *word2) {
     check_where("%.200s", json);
     CHECK_INT(parse(json), code);
     CHECK_INT(error.code, code);
@@ -139,8 +126,7 @@ static void bad(const char *json, chaos_result code, const char *word, const cha
 }
 
 /* Replaces each ' by ", so that the JSON in this file can be read. Four results live at once. */
-static const char *q(const char *format, ...)
-{
+static const char *q(const char *format, ...) {
     static char buf[4][8192];
     static int turn;
     char *s = buf[turn = (turn + 1) & 3], *p;
@@ -159,8 +145,9 @@ static const struct row {
     long long low, high;
     bool in_rule;
 } numbers[] = {
-    {"latency", 0, 900000, true},     {"latencyRate", 0, 100, true},  {"errorRate", 0, 100, true},
-    {"errorStatus", 200, 599, true},  {"retryAfter", 0, 86400, true}, {"canary", 0, 100, false},
+    {"latency", 0, 900000, true},        {"latencyRate", 0, 100, true},
+    {"errorRate", 0, 100, true},         {"errorStatus", 200, 599, true},
+    {"retryAfter", 0, 86400, true},      {"canary", 0, 100, false},
     {"maxFaults", 0, 4294967295, false}, {"maxConcurrent", 0, CHAOS_MAX_CONCURRENT, false},
 };
 static const char *const booleans[] = {"enabled", "dryRun"};
@@ -171,8 +158,7 @@ static const struct {
 } strings[] = {{"errorBody", 1024, true}, {"name", 64, false}, {"owner", 64, false}, {"note", 256, false}};
 static const char *const lists[] = {"exclude", "instances", "rules"};
 
-static void case_defaults(void)
-{
+static void case_defaults(void) {
     static const char *const texts[] = {"{}", " { } ", "{\"enabled\":false}"};
     size_t i;
     for (i = 0; i < 3; i++) {
@@ -201,8 +187,7 @@ static void case_defaults(void)
 }
 
 /* One integer key at the top level or in a rule: both bounds, one beyond each, and every wrong type. */
-static void check_number(const struct row *n, const char *before, const char *after)
-{
+static void check_number(const struct row *n, const char *before, const char *after) {
     static const char *const wrong[] = {"'5'", "true", "null", "[]", "[5]"};
     size_t i;
     good(q("%s'%s':%lld%s", before, n->key, n->low, after));
@@ -218,14 +203,12 @@ static void check_number(const struct row *n, const char *before, const char *af
     bad(q("%s'%s':250.00%s", before, n->key, after), CHAOS_ERR_TYPE, n->key, "write 250");
     bad(q("%s'%s':5.5%s", before, n->key, after), CHAOS_ERR_TYPE, n->key, "");
     bad(q("%s'%s':5e1%s", before, n->key, after), CHAOS_ERR_TYPE, n->key, "");
-    for (i = 0; i < sizeof wrong / sizeof wrong[0]; i++)
-        bad(q("%s'%s':%s%s", before, n->key, wrong[i], after), CHAOS_ERR_TYPE, n->key, "");
+    for (i = 0; i < sizeof wrong / sizeof wrong[0]; i++) bad(q("%s'%s':%s%s", before, n->key, wrong[i], after), CHAOS_ERR_TYPE, n->key, "");
     if (strcmp(n->key, "latency")) bad(q("%s'%s':{}%s", before, n->key, after), CHAOS_ERR_TYPE, n->key, "");
     bad(q("%s'%s':%lld,'%s':%lld%s", before, n->key, n->low, n->key, n->low, after), CHAOS_ERR_DUPLICATE_KEY, n->key, "");
 }
 
-static void case_numbers(void)
-{
+static void case_numbers(void) {
     size_t i;
     for (i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
         check_number(&numbers[i], "{'enabled':true,", "}");
@@ -234,8 +217,7 @@ static void case_numbers(void)
 }
 
 /* The parsed values land in the right fields. */
-static void case_values(void)
-{
+static void case_values(void) {
     good(q("{'enabled':true,'latency':1,'latencyRate':2,'errorRate':3,'errorStatus':204,'retryAfter':5,'canary':6,"
            "'maxFaults':7,'maxConcurrent':8,'seed':9,'dryRun':true,'name':'n','owner':'o','note':'t','errorBody':'b',"
            "'exclude':['/x'],'instances':['i-*','j']}"));
@@ -258,8 +240,7 @@ static void case_values(void)
     CHECK_STR(cfg.text + cfg.items[cfg.instances.first + 1].at, "j");
 }
 
-static void case_seed(void)
-{
+static void case_seed(void) {
     good("{\"seed\":0}");
     CHECK(cfg.has_seed && cfg.seed == 0);
     good("{\"seed\":9007199254740991}"); /* what every JSON writer can write: 2^53 - 1 */
@@ -272,8 +253,7 @@ static void case_seed(void)
     bad("{\"seed\":1,\"seed\":1}", CHAOS_ERR_DUPLICATE_KEY, "seed", "");
 }
 
-static void case_booleans(void)
-{
+static void case_booleans(void) {
     static const char *const wrong[] = {"1", "0", "'true'", "null", "[]", "{}"};
     size_t i, j;
     for (i = 0; i < 2; i++) {
@@ -287,8 +267,7 @@ static void case_booleans(void)
     bad(q("{'enabled':false,'\\u0065nabled':true}"), CHAOS_ERR_DUPLICATE_KEY, "enabled", ""); /* equal once decoded */
 }
 
-static void check_string(const char *key, int max, const char *before, const char *after)
-{
+static void check_string(const char *key, int max, const char *before, const char *after) {
     static const char *const wrong[] = {"1", "true", "null", "[]", "{}"};
     char full[1100];
     size_t i;
@@ -306,8 +285,7 @@ static void check_string(const char *key, int max, const char *before, const cha
     bad(q("%s'%s':'x','%s':'x'%s", before, key, key, after), CHAOS_ERR_DUPLICATE_KEY, key, "");
 }
 
-static void case_strings(void)
-{
+static void case_strings(void) {
     size_t i;
     for (i = 0; i < sizeof strings / sizeof strings[0]; i++) {
         check_string(strings[i].key, strings[i].max, "{'enabled':true,", "}");
@@ -317,8 +295,7 @@ static void case_strings(void)
     CHECK_STR(cfg.text + cfg.fault.error_body.at, "\xC3\xA9\xF0\x9F\x98\x80\"\\/\b\f\n\r\t");
 }
 
-static void case_lists(void)
-{
+static void case_lists(void) {
     static const char *const wrong[] = {"1", "true", "null", "'/x'", "{}"}, *const one[] = {"['/x']", "['i']", "[]"};
     size_t i, j;
     for (i = 0; i < 3; i++) {
@@ -329,8 +306,7 @@ static void case_lists(void)
     }
 }
 
-static void case_exclude(void)
-{
+static void case_exclude(void) {
     good("{}");
     CHECK(cfg.default_exclude);
     CHECK_INT(cfg.exclude.count, 0);
@@ -346,16 +322,15 @@ static void case_exclude(void)
 }
 
 /* ---- keys ---------------------------------------------------------------------------------------------------- */
-static void case_unknown_keys(void)
-{
+static void case_unknown_keys(void) {
     static const char *const typos[][2] = {
-        {"errorrate", "errorRate"},     {"error_rate", "errorRate"},   {"errorRat", "errorRate"},
-        {"Enabled", "enabled"},         {"enable", "enabled"},         {"latncy", "latency"},
+        {"errorrate", "errorRate"},     {"error_rate", "errorRate"},    {"errorRat", "errorRate"},
+        {"Enabled", "enabled"},         {"enable", "enabled"},          {"latncy", "latency"},
         {"latencyrate", "latencyRate"}, {"errorstatus", "errorStatus"}, {"dryrun", "dryRun"},
-        {"dry_run", "dryRun"},          {"expiresat", "expiresAt"},    {"expireAt", "expiresAt"},
-        {"excludes", "exclude"},        {"instance", "instances"},     {"rule", "rules"},
-        {"maxfaults", "maxFaults"},     {"canaryy", "canary"},         {"matches", "match"},
-        {"retryafter", "retryAfter"},   {"errorbody", "errorBody"},    {"maxConcurent", "maxConcurrent"},
+        {"dry_run", "dryRun"},          {"expiresat", "expiresAt"},     {"expireAt", "expiresAt"},
+        {"excludes", "exclude"},        {"instance", "instances"},      {"rule", "rules"},
+        {"maxfaults", "maxFaults"},     {"canaryy", "canary"},          {"matches", "match"},
+        {"retryafter", "retryAfter"},   {"errorbody", "errorBody"},     {"maxConcurent", "maxConcurrent"},
     };
     size_t i;
     for (i = 0; i < sizeof typos / sizeof typos[0]; i++) {
@@ -384,8 +359,7 @@ static void case_unknown_keys(void)
     }
 }
 
-static void case_later(void)
-{
+static void case_later(void) {
     size_t i;
     for (i = 0; i < sizeof later / sizeof later[0]; i++) {
         chaos_result got = parse(later[i].json);
@@ -404,13 +378,19 @@ static void case_later(void)
 }
 
 /* ---- latency ------------------------------------------------------------------------------------------------- */
-static void case_latency_objects(void)
-{
+static void case_latency_objects(void) {
     static const char *const fine[] = {
-        "{'min':0,'max':0}",           "{'min':0,'max':900000}",        "{'min':900000,'max':900000}",
-        "{'max':20,'min':10}",         "{'mean':100,'max':1000}",       "{'max':1000,'mean':100}",
-        "{'mean':1,'max':900000}",     "{'p50':1,'p95':2,'p99':3,'max':4}",
-        "{'p50':5,'p95':5,'p99':5,'max':5}", "{'max':900000,'p99':3,'p95':2,'p50':0}", "{'p50':0,'p95':0,'p99':0,'max':0}",
+        "{'min':0,'max':0}",
+        "{'min':0,'max':900000}",
+        "{'min':900000,'max':900000}",
+        "{'max':20,'min':10}",
+        "{'mean':100,'max':1000}",
+        "{'max':1000,'mean':100}",
+        "{'mean':1,'max':900000}",
+        "{'p50':1,'p95':2,'p99':3,'max':4}",
+        "{'p50':5,'p95':5,'p99':5,'max':5}",
+        "{'max':900000,'p99':3,'p95':2,'p50':0}",
+        "{'p50':0,'p95':0,'p99':0,'max':0}",
     };
     static const struct {
         const char *json;
@@ -473,8 +453,7 @@ static void case_latency_objects(void)
 }
 
 /* ---- match --------------------------------------------------------------------------------------------------- */
-static void case_match(void)
-{
+static void case_match(void) {
     good(q("{'match':{}}"));
     /* An empty list could be read as "none" or as "all": it is an error that says so. */
     bad(q("{'enabled':true,'match':{'methods':[]}}"), CHAOS_ERR_VALUE, "methods", "leave it out");
@@ -517,8 +496,7 @@ static void case_match(void)
 }
 
 /* ---- rules --------------------------------------------------------------------------------------------------- */
-static const char *rule_list(int count)
-{
+static const char *rule_list(int count) {
     static char buf[4096];
     size_t at = 0;
     int i;
@@ -528,8 +506,7 @@ static const char *rule_list(int count)
     return buf;
 }
 
-static void case_rule_count(void)
-{
+static void case_rule_count(void) {
     good(rule_list(16));
     CHECK_INT(cfg.rule_count, 16);
     check_where("17 rules");
@@ -538,8 +515,7 @@ static void case_rule_count(void)
     CHECK(!cfg.enabled);
 }
 
-static void case_rule_names(void)
-{
+static void case_rule_names(void) {
     char name[66];
     memset(name, 'n', sizeof name);
     name[64] = 0;
@@ -560,11 +536,10 @@ static void case_rule_names(void)
 }
 
 /* What belongs to the whole experiment does not stand in a rule. */
-static void case_rule_keys(void)
-{
-    static const char *const top[] = {"'enabled':true", "'canary':5",     "'expiresAt':'never'", "'maxFaults':1", "'maxConcurrent':1",
-                                      "'seed':1",       "'dryRun':false", "'owner':'o'",         "'note':'n'",    "'exclude':[]",
-                                      "'instances':[]", "'rules':[]"};
+static void case_rule_keys(void) {
+    static const char *const top[] = {"'enabled':true",    "'canary':5",   "'expiresAt':'never'", "'maxFaults':1",
+                                      "'maxConcurrent':1", "'seed':1",     "'dryRun':false",      "'owner':'o'",
+                                      "'note':'n'",        "'exclude':[]", "'instances':[]",      "'rules':[]"};
     size_t i;
     for (i = 0; i < sizeof top / sizeof top[0]; i++) {
         check_where("%s", top[i]);
@@ -579,8 +554,7 @@ static void case_rule_keys(void)
 }
 
 /* Top-level fault keys are the defaults of the rules, wherever they stand. */
-static void check_inherited(const char *json)
-{
+static void check_inherited(const char *json) {
     good(json);
     CHECK_INT(cfg.rule_count, 2);
     CHECK_INT(cfg.rules[0].fault.error_rate, 7);
@@ -600,20 +574,23 @@ static void check_inherited(const char *json)
     CHECK_INT(cfg.rules[1].match.paths.count, 0);
 }
 
-static void case_rule_inheritance(void)
-{
+static void case_rule_inheritance(void) {
     static const char top[] = "'errorRate':7,'errorStatus':429,'retryAfter':3,'latency':{'min':10,'max':20},'errorBody':'busy',"
                               "'match':{'paths':['/a']}";
-    static const char rules[] = "'rules':[{'name':'a'},{'errorRate':50,'latency':0,'errorBody':'no','match':{'methods':['GET']},'name':'b'}]";
+    static const char rules[] =
+        "'rules':[{'name':'a'},{'errorRate':50,'latency':0,'errorBody':'no','match':{'methods':['GET']},'name':'b'}]";
     check_inherited(q("{'enabled':true,%s,%s}", top, rules));
     check_inherited(q("{%s,%s,'enabled':true}", rules, top));
 }
 
 /* Every order of the keys gives the same canonical text. */
-static void case_key_order(void)
-{
-    static const char *const keys[] = {"'enabled':true", "'errorRate':7", "'rules':[{'latency':{'max':9,'min':1},'name':'a'}]",
-                                       "'match':{'paths':['/x'],'methods':['GET']}", "'exclude':['/y']", "'seed':4"};
+static void case_key_order(void) {
+    static const char *const keys[] = {"'enabled':true",
+                                       "'errorRate':7",
+                                       "'rules':[{'latency':{'max':9,'min':1},'name':'a'}]",
+                                       "'match':{'paths':['/x'],'methods':['GET']}",
+                                       "'exclude':['/y']",
+                                       "'seed':4"};
     static char want[4096], got[4096];
     int order[6], i, j, rounds = 0;
     for (i = 0; i < 6; i++) order[i] = i;
@@ -629,15 +606,22 @@ static void case_key_order(void)
         for (i = 4; i >= 0 && order[i] > order[i + 1]; i--) {}
         if (i < 0) break;
         for (j = 5; order[j] < order[i]; j--) {}
-        { int t = order[i]; order[i] = order[j]; order[j] = t; }
-        for (i++, j = 5; i < j; i++, j--) { int t = order[i]; order[i] = order[j]; order[j] = t; }
+        {
+            int t = order[i];
+            order[i] = order[j];
+            order[j] = t;
+        }
+        for (i++, j = 5; i < j; i++, j--) {
+            int t = order[i];
+            order[i] = order[j];
+            order[j] = t;
+        }
     }
     CHECK_INT(rounds, 720);
 }
 
 /* ---- expiresAt ----------------------------------------------------------------------------------------------- */
-static void case_expires(void)
-{
+static void case_expires(void) {
     static const struct {
         const char *json;
         long long ms;
@@ -645,7 +629,7 @@ static void case_expires(void)
         {"'never'", -1},
         {"1767225600", 1767225600000},
         {"4102444800", 4102444800000}, /* 2100-01-01, the last one */
-        {"946684800", 946684800000}, /* 2000-01-01, the first one */
+        {"946684800", 946684800000},   /* 2000-01-01, the first one */
         {"'2000-01-01T00:00:00Z'", 946684800000},
         {"'2026-01-01T00:00:00+00:00'", 1767225600000},
         {"'2026-01-01t00:00:00z'", 1767225600000},
@@ -664,18 +648,43 @@ static void case_expires(void)
     static const struct {
         const char *json, *word;
     } wrong[] = {
-        {"'2027-02-29T00:00:00Z'", ""},      {"'2026-02-30T00:00:00Z'", ""},      {"'2100-02-29T00:00:00Z'", ""},
-        {"'2026-04-31T00:00:00Z'", ""},      {"'2026-13-01T00:00:00Z'", ""},      {"'2026-00-01T00:00:00Z'", ""},
-        {"'2026-01-00T00:00:00Z'", ""},      {"'2026-01-32T00:00:00Z'", ""},      {"'2026-01-01T24:00:00Z'", ""},
-        {"'2026-01-01T00:60:00Z'", ""},      {"'2026-01-01T00:00:61Z'", ""},      {"'2026-01-01T00:00:00'", "UTC"},
-        {"'2026-01-01T00:00:00+02:00'", "UTC"}, {"'2026-01-01T00:00:00-05:00'", "UTC"}, {"'2026-01-01'", ""},
-        {"'2026-01-01T00:00Z'", ""},         {"'2026-1-1T00:00:00Z'", ""},        {"'20260101T000000Z'", ""},
-        {"'2026-01-01T00:00:00Z '", ""},     {"' 2026-01-01T00:00:00Z'", ""},     {"'2026-01-01T00:00:00.Z'", ""},
-        {"'2026-01-01T00:00:00ZZ'", ""},     {"'tomorrow'", ""},                  {"''", ""},
-        {"'Never'", ""},                     {"'+026-01-01T00:00:00Z'", ""},      {"'-026-01-01T00:00:00Z'", ""},
-        {"'2026-01-01T00:00:-1Z'", ""},      {"'2026/01/01T00:00:00Z'", ""},      {"'1767225600'", ""},
-        {"'2026-01-01T00:00:00\\u0000Z'", ""}, {"'2026-01-01T00:00:00Z\\u0000'", ""}, {"'never\\u0000'", ""},
-        {"'1999-12-31T23:59:59Z'", "2000"},  {"'1969-12-31T23:59:59Z'", ""}, {"'2101-01-01T00:00:00Z'", "2100"}, {"'9999-12-31T23:59:59Z'", "2100"},
+        {"'2027-02-29T00:00:00Z'", ""},
+        {"'2026-02-30T00:00:00Z'", ""},
+        {"'2100-02-29T00:00:00Z'", ""},
+        {"'2026-04-31T00:00:00Z'", ""},
+        {"'2026-13-01T00:00:00Z'", ""},
+        {"'2026-00-01T00:00:00Z'", ""},
+        {"'2026-01-00T00:00:00Z'", ""},
+        {"'2026-01-32T00:00:00Z'", ""},
+        {"'2026-01-01T24:00:00Z'", ""},
+        {"'2026-01-01T00:60:00Z'", ""},
+        {"'2026-01-01T00:00:61Z'", ""},
+        {"'2026-01-01T00:00:00'", "UTC"},
+        {"'2026-01-01T00:00:00+02:00'", "UTC"},
+        {"'2026-01-01T00:00:00-05:00'", "UTC"},
+        {"'2026-01-01'", ""},
+        {"'2026-01-01T00:00Z'", ""},
+        {"'2026-1-1T00:00:00Z'", ""},
+        {"'20260101T000000Z'", ""},
+        {"'2026-01-01T00:00:00Z '", ""},
+        {"' 2026-01-01T00:00:00Z'", ""},
+        {"'2026-01-01T00:00:00.Z'", ""},
+        {"'2026-01-01T00:00:00ZZ'", ""},
+        {"'tomorrow'", ""},
+        {"''", ""},
+        {"'Never'", ""},
+        {"'+026-01-01T00:00:00Z'", ""},
+        {"'-026-01-01T00:00:00Z'", ""},
+        {"'2026-01-01T00:00:-1Z'", ""},
+        {"'2026/01/01T00:00:00Z'", ""},
+        {"'1767225600'", ""},
+        {"'2026-01-01T00:00:00\\u0000Z'", ""},
+        {"'2026-01-01T00:00:00Z\\u0000'", ""},
+        {"'never\\u0000'", ""},
+        {"'1999-12-31T23:59:59Z'", "2000"},
+        {"'1969-12-31T23:59:59Z'", ""},
+        {"'2101-01-01T00:00:00Z'", "2100"},
+        {"'9999-12-31T23:59:59Z'", "2100"},
     };
     size_t i;
     for (i = 0; i < sizeof fine / sizeof fine[0]; i++) {
@@ -704,8 +713,7 @@ static void case_expires(void)
 }
 
 /* Every day of the century, against the plain rule. */
-static void case_every_day(void)
-{
+static void case_every_day(void) {
     long day = 10957; /* 2000-01-01 */
     int y, m, d;
     for (y = 2000; y < 2100; y++)
@@ -726,15 +734,13 @@ static void case_every_day(void)
 }
 
 /* ---- bad input as a whole ------------------------------------------------------------------------------------- */
-static void case_not_an_object(void)
-{
+static void case_not_an_object(void) {
     static const char *const texts[] = {"[]", "null", "true", "5", "\"x\"", "[{\"enabled\":true}]"};
     size_t i;
     for (i = 0; i < 6; i++) bad(texts[i], CHAOS_ERR_TYPE, "object", "");
 }
 
-static void case_bad_json(void)
-{
+static void case_bad_json(void) {
     static const struct {
         const char *text, *word;
     } texts[] = {
@@ -773,15 +779,13 @@ static void case_bad_json(void)
 }
 
 /* Invalid JSON behind an error of meaning is still reported, and invalid JSON behind `enabled` is still off. */
-static void case_late_error(void)
-{
+static void case_late_error(void) {
     bad(q("{'enabled':true,'errorRate':5,'latency':200,'rules':[{'name':'a'}]"), CHAOS_ERR_JSON, "", "");
     bad(q("{'enabled':true,'errorRate':5} x"), CHAOS_ERR_JSON, "", "");
     bad(q("{'rules':[{'name':'a'}],'enabled':true,'errorRate':101}"), CHAOS_ERR_RANGE, "errorRate", "100");
 }
 
-static void case_deep(void)
-{
+static void case_deep(void) {
     char json[400] = "{\"enabled\":true,\"x\":";
     size_t at = strlen(json);
     int depth;
@@ -796,8 +800,7 @@ static void case_deep(void)
     }
 }
 
-static void case_input_size(void)
-{
+static void case_input_size(void) {
     static char json[CHAOS_CONFIG_INPUT_MAX + 2];
     static const char text[] = "{\"enabled\":true,\"errorRate\":5}";
     memset(json, ' ', sizeof json);
@@ -810,8 +813,7 @@ static void case_input_size(void)
 }
 
 /* More strings, or longer ones, than a config holds: an error that says so, never a cut list. */
-static void case_pool_size(void)
-{
+static void case_pool_size(void) {
     static char json[CHAOS_CONFIG_INPUT_MAX];
     size_t at;
     int items, i;
@@ -837,8 +839,7 @@ static void case_pool_size(void)
 }
 
 /* The pool filled to its last byte, then one string more. The config ends at the heap block's end: the address sanitizer sees. */
-static void case_pool_exactly_full(void)
-{
+static void case_pool_exactly_full(void) {
     static char json[CHAOS_CONFIG_INPUT_MAX];
     size_t at = (size_t)sprintf(json, "{\"enabled\":true,\"exclude\":[");
     chaos_config *c = (chaos_config *)malloc(sizeof *c);
@@ -857,11 +858,11 @@ static void case_pool_exactly_full(void)
 }
 
 /* No cut of a config turns chaos on. */
-static void case_truncated(void)
-{
-    const char *json = q("{'enabled':true,'latency':{'p50':1,'p95':2,'p99':3,'max':4},'errorRate':100,'errorStatus':503,'errorBody':'\\u00e9',"
-                         "'match':{'methods':['GET'],'paths':['/**'],'headers':{'x':'*'}},'exclude':[],'expiresAt':'2026-01-01T00:00:00Z',"
-                         "'seed':5,'rules':[{'name':'a','latency':5},{'name':'b','errorRate':1}],'canary':50}\n");
+static void case_truncated(void) {
+    const char *json =
+        q("{'enabled':true,'latency':{'p50':1,'p95':2,'p99':3,'max':4},'errorRate':100,'errorStatus':503,'errorBody':'\\u00e9',"
+          "'match':{'methods':['GET'],'paths':['/**'],'headers':{'x':'*'}},'exclude':[],'expiresAt':'2026-01-01T00:00:00Z',"
+          "'seed':5,'rules':[{'name':'a','latency':5},{'name':'b','errorRate':1}],'canary':50}\n");
     size_t len = strlen(json), cut;
     CHECK_INT(parse(json), CHAOS_OK);
     CHECK(cfg.enabled);
@@ -874,8 +875,7 @@ static void case_truncated(void)
 }
 
 /* ---- format -------------------------------------------------------------------------------------------------- */
-static void case_format_text(void)
-{
+static void case_format_text(void) {
     char buf[256];
     good("{}");
     chaos_config_format(&cfg, buf, sizeof buf);
@@ -891,11 +891,11 @@ static void case_format_text(void)
 }
 
 /* Every capacity: the full length comes back, the text is NUL-terminated and a prefix, nothing beyond is written. */
-static void case_format_cut(void)
-{
+static void case_format_cut(void) {
     char full[1024], buf[1024];
     size_t len, cap;
-    good(q("{'enabled':true,'latency':{'min':1,'max':20},'errorRate':5,'note':'\\u00e9 \\\" \\n','rules':[{'name':'a','match':{'headers':{'x':'y'}}}]}"));
+    good(q("{'enabled':true,'latency':{'min':1,'max':20},'errorRate':5,'note':'\\u00e9 \\\" "
+           "\\n','rules':[{'name':'a','match':{'headers':{'x':'y'}}}]}"));
     len = chaos_config_format(&cfg, full, sizeof full);
     CHECK_INT(chaos_config_format(&cfg, NULL, 0), len);
     for (cap = 1; cap <= len + 1; cap++) {
@@ -909,15 +909,14 @@ static void case_format_cut(void)
 }
 
 static unsigned long long random_state = 1;
-static unsigned pick(unsigned below)
-{
+static unsigned pick(unsigned below) {
     random_state = random_state * 6364136223846793005ull + 1442695040888963407ull;
     return (unsigned)((random_state >> 33) % below);
 }
 
-static const char *random_string(void)
-{
-    static const char *const parts[] = {"a", "/x/*", "**", "\\u00e9", "\\n", "\\\"", "\\\\", "\xC3\xA9", "\\ud83d\\ude00", "%41", " ", "\\u0001", "-"};
+static const char *random_string(void) {
+    static const char *const parts[] = {"a",        "/x/*",           "**",  "\\u00e9", "\\n",     "\\\"", "\\\\",
+                                        "\xC3\xA9", "\\ud83d\\ude00", "%41", " ",       "\\u0001", "-"};
     static char buf[4][128];
     static int turn;
     char *s = buf[turn = (turn + 1) & 3];
@@ -927,16 +926,14 @@ static const char *random_string(void)
     return s;
 }
 
-static size_t random_strings(char *s, const char *key)
-{
+static size_t random_strings(char *s, const char *key) {
     unsigned n = 1 + pick(3), i;
     size_t at = (size_t)sprintf(s, ",\"%s\":[", key);
     for (i = 0; i < n; i++) at += (size_t)sprintf(s + at, "%s\"/%s\"", i ? "," : "", random_string());
     return at + (size_t)sprintf(s + at, "]");
 }
 
-static size_t random_fault(char *s)
-{
+static size_t random_fault(char *s) {
     size_t at = 0;
     unsigned a = pick(1000), b = a + pick(1000);
     s[0] = 0;
@@ -960,8 +957,7 @@ static size_t random_fault(char *s)
     return at;
 }
 
-static size_t random_match(char *s)
-{
+static size_t random_match(char *s) {
     size_t at, start;
     if (pick(2)) return s[0] = 0, 0;
     at = (size_t)sprintf(s, ",\"match\":{");
@@ -973,8 +969,7 @@ static size_t random_match(char *s)
     return at + (size_t)sprintf(s + at, "}");
 }
 
-static void case_format_random(void)
-{
+static void case_format_random(void) {
     static char s[CHAOS_CONFIG_INPUT_MAX];
     int round;
     for (round = 0; round < 20000; round++) {
@@ -1007,8 +1002,7 @@ static void case_format_random(void)
     }
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     check_begin(argc, argv);
     CHECK_RUN(case_defaults);
     CHECK_RUN(case_numbers);

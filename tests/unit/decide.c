@@ -6,7 +6,7 @@
 
 #include <sys/wait.h>
 
-#define S 1000000000ull /* ns */
+#define S          1000000000ull /* ns */
 #define WALL_START (1800000000ull * S)
 
 /* A handle with everything around it that a test may turn or look at. */
@@ -28,14 +28,12 @@ typedef struct rig {
 } rig;
 
 /* ---- helpers ------------------------------------------------------------------------------------------------- */
-static unsigned long long rig_clock(void *user, bool wall)
-{
+static unsigned long long rig_clock(void *user, bool wall) {
     rig *r = (rig *)user;
     return wall ? __atomic_load_n(&r->wall, __ATOMIC_SEQ_CST) : __atomic_load_n(&r->mono, __ATOMIC_SEQ_CST);
 }
 
-static chaos_result rig_fetch(void *user, char *buf, size_t cap, chaos_fetched *out, chaos_error *err)
-{
+static chaos_result rig_fetch(void *user, char *buf, size_t cap, chaos_fetched *out, chaos_error *err) {
     rig *r = (rig *)user;
     (void)err;
     r->fetches++;
@@ -47,8 +45,7 @@ static chaos_result rig_fetch(void *user, char *buf, size_t cap, chaos_fetched *
     return CHAOS_OK;
 }
 
-static void rig_log(void *user, const char *line, size_t len)
-{
+static void rig_log(void *user, const char *line, size_t len) {
     rig *r = (rig *)user;
     pthread_mutex_lock(&r->lock);
     if (r->log_len + len < sizeof r->log) {
@@ -59,8 +56,7 @@ static void rig_log(void *user, const char *line, size_t len)
     pthread_mutex_unlock(&r->lock);
 }
 
-static void rig_event(void *user, const chaos_event *e)
-{
+static void rig_event(void *user, const chaos_event *e) {
     rig *r = (rig *)user;
     CHECK(e->reason != NULL);
     CHECK((e->verdict != NULL) == (e->kind == CHAOS_EVENT_FAULT));
@@ -73,14 +69,12 @@ static void rig_event(void *user, const chaos_event *e)
     }
 }
 
-static void *rig_alloc(void *user, size_t size)
-{
+static void *rig_alloc(void *user, size_t size) {
     __atomic_fetch_add(&((rig *)user)->allocs, 1, __ATOMIC_SEQ_CST);
     return malloc(size);
 }
 
-static void rig_free(void *user, void *p)
-{
+static void rig_free(void *user, void *p) {
     if (p) __atomic_fetch_add(&((rig *)user)->frees, 1, __ATOMIC_SEQ_CST);
     free(p);
 }
@@ -98,8 +92,7 @@ static rig the_rig, other_rig;
 
 /* Fewer rounds where every access costs hundreds: the thread sanitizer, valgrind (CHAOS_SLOW=1), and an emulator, which is
    how the big-endian build runs. */
-static int rounds(int many)
-{
+static int rounds(int many) {
 #ifdef UNDER_TSAN
     many /= 20;
 #endif
@@ -109,16 +102,14 @@ static int rounds(int many)
 }
 
 /* Replaces each ' by ", so that JSON in this file can be read. */
-static void unquote(char *to, size_t cap, const char *from)
-{
+static void unquote(char *to, size_t cap, const char *from) {
     size_t i;
     for (i = 0; from[i] && i + 1 < cap; i++) to[i] = from[i] == '\'' ? '"' : from[i];
     to[i] = 0;
 }
 
 /* A rig with the fake clock, no thread, everything captured; not open yet. */
-static rig *rig_new(rig *r)
-{
+static rig *rig_new(rig *r) {
     memset(r, 0, sizeof *r);
     pthread_mutex_init(&r->lock, NULL);
     r->mono = 1000 * S;
@@ -135,16 +126,14 @@ static rig *rig_new(rig *r)
     return r;
 }
 
-static chaos *rig_open(rig *r)
-{
+static chaos *rig_open(rig *r) {
     r->c = chaos_open(&r->d, &r->err);
     if (!r->c) CHECK_STR(r->err.text, "opened");
     return r->c;
 }
 
 /* Opens with an inline config. */
-static rig *rig_inline(rig *r, const char *json)
-{
+static rig *rig_inline(rig *r, const char *json) {
     rig_new(r);
     unquote(r->text, sizeof r->text, json);
     r->d.config = r->text;
@@ -152,15 +141,13 @@ static rig *rig_inline(rig *r, const char *json)
     return r;
 }
 
-static chaos_result rig_set(rig *r, const char *json)
-{
+static chaos_result rig_set(rig *r, const char *json) {
     unquote(r->text, sizeof r->text, json);
     return chaos_refresh(r->c, &r->err);
 }
 
 /* Opens with the callback source, and fetches once. */
-static rig *rig_callback(rig *r, const char *json)
-{
+static rig *rig_callback(rig *r, const char *json) {
     rig_new(r);
     r->d.fetch = rig_fetch;
     r->d.fetch_user = r;
@@ -170,29 +157,25 @@ static rig *rig_callback(rig *r, const char *json)
     return r;
 }
 
-static void rig_close(rig *r)
-{
+static void rig_close(rig *r) {
     chaos_close(r->c);
     CHECK_INT(r->frees, r->allocs); /* nothing is leaked, whatever happened */
     pthread_mutex_destroy(&r->lock);
 }
 
-static void pass_time(rig *r, unsigned long long ns)
-{
+static void pass_time(rig *r, unsigned long long ns) {
     __atomic_fetch_add(&r->mono, ns, __ATOMIC_SEQ_CST);
     __atomic_fetch_add(&r->wall, ns, __ATOMIC_SEQ_CST);
 }
 
-static chaos_report stats(rig *r)
-{
+static chaos_report stats(rig *r) {
     chaos_report s;
     memset(&s, 0xAA, sizeof s);
     chaos_stats(r->c, &s);
     return s;
 }
 
-static chaos_verdict decide(rig *r)
-{
+static chaos_verdict decide(rig *r) {
     chaos_request q;
     memset(&q, 0, sizeof q);
     q.method = "GET";
@@ -200,8 +183,7 @@ static chaos_verdict decide(rig *r)
     return chaos_decide(r->c, &q);
 }
 
-static chaos_verdict decide_key(rig *r, const char *key)
-{
+static chaos_verdict decide_key(rig *r, const char *key) {
     chaos_request q;
     memset(&q, 0, sizeof q);
     q.method = "GET";
@@ -211,16 +193,14 @@ static chaos_verdict decide_key(rig *r, const char *key)
 }
 
 /* With a config that fails everything: is chaos on? Decision and state must agree. */
-static bool on(rig *r)
-{
+static bool on(rig *r) {
     bool hit = decide(r).kind != CHAOS_PASS;
     chaos_report s = stats(r);
     CHECK_INT(hit, s.state == CHAOS_STATE_ON);
     return hit;
 }
 
-static bool log_has(rig *r, const char *text)
-{
+static bool log_has(rig *r, const char *text) {
     bool found;
     pthread_mutex_lock(&r->lock);
     r->log[r->log_len] = 0;
@@ -229,8 +209,7 @@ static bool log_has(rig *r, const char *text)
     return found;
 }
 
-static int log_count(rig *r, const char *text)
-{
+static int log_count(rig *r, const char *text) {
     const char *at;
     int count = 0;
     pthread_mutex_lock(&r->lock);
@@ -239,8 +218,7 @@ static int log_count(rig *r, const char *text)
     return count;
 }
 
-static bool readable(int fd)
-{
+static bool readable(int fd) {
     struct pollfd p;
     p.fd = fd;
     p.events = POLLIN;
@@ -248,32 +226,29 @@ static bool readable(int fd)
     return poll(&p, 1, 0) == 1;
 }
 
-static unsigned long long real_ns(clockid_t id)
-{
+static unsigned long long real_ns(clockid_t id) {
     struct timespec t;
     clock_gettime(id, &t);
     return (unsigned long long)t.tv_sec * S + (unsigned long long)t.tv_nsec;
 }
 
-static void nap(void)
-{
+static void nap(void) {
     struct timespec t = {0, 2000000};
     nanosleep(&t, NULL);
 }
 
 /* Waits for a condition, at most 10 s. */
-#define UNTIL(cond)                                                                                              \
-    do {                                                                                                         \
-        unsigned long long until_end = real_ns(CLOCK_MONOTONIC) + 10 * S;                                        \
-        while (!(cond) && real_ns(CLOCK_MONOTONIC) < until_end) nap();                                           \
-        CHECK(cond);                                                                                             \
+#define UNTIL(cond)                                                       \
+    do {                                                                  \
+        unsigned long long until_end = real_ns(CLOCK_MONOTONIC) + 10 * S; \
+        while (!(cond) && real_ns(CLOCK_MONOTONIC) < until_end) nap();    \
+        CHECK(cond);                                                      \
     } while (0)
 
 #define FAIL_ALL "{'enabled':true,'errorRate':100}"
 
 /* ---- no handle, no config ------------------------------------------------------------------------------------- */
-static void case_null_handle(void)
-{
+static void case_null_handle(void) {
     static chaos_config cfg;
     chaos_request q;
     chaos_verdict v;
@@ -305,8 +280,7 @@ static void case_null_handle(void)
     chaos_close(NULL);
 }
 
-static void case_no_config(void)
-{
+static void case_no_config(void) {
     chaos_verdict v;
     chaos_report s;
     chaos *c;
@@ -333,14 +307,13 @@ static void case_no_config(void)
     }
 }
 
-static void case_bad_desc(void)
-{
+static void case_bad_desc(void) {
     static const struct {
         const char *config;
         chaos_result code;
     } sources[] = {
-        {"chaos.json", CHAOS_ERR_ARGUMENT}, {"http://x/", CHAOS_ERR_ARGUMENT},     {"file:", CHAOS_ERR_ARGUMENT},
-        {"env:", CHAOS_ERR_ARGUMENT},       {"ssm:/a/b", CHAOS_ERR_UNSUPPORTED},   {"appconfig:a/b/c", CHAOS_ERR_UNSUPPORTED},
+        {"chaos.json", CHAOS_ERR_ARGUMENT}, {"http://x/", CHAOS_ERR_ARGUMENT},   {"file:", CHAOS_ERR_ARGUMENT},
+        {"env:", CHAOS_ERR_ARGUMENT},       {"ssm:/a/b", CHAOS_ERR_UNSUPPORTED}, {"appconfig:a/b/c", CHAOS_ERR_UNSUPPORTED},
         {"yes", CHAOS_ERR_ARGUMENT},
     };
     static const int ttls[] = {-1, 9, 86400001}, stales[] = {-2};
@@ -369,8 +342,7 @@ static void case_bad_desc(void)
 }
 
 /* ---- the eight states ------------------------------------------------------------------------------------------ */
-static void state_is(rig *r, chaos_state want, const char *text)
-{
+static void state_is(rig *r, chaos_state want, const char *text) {
     chaos_report s = stats(r);
     bool active = want == CHAOS_STATE_ON || want == CHAOS_STATE_DRY_RUN;
     check_where("%s", text);
@@ -382,8 +354,7 @@ static void state_is(rig *r, chaos_state want, const char *text)
     check_where("%s", "");
 }
 
-static void case_states(void)
-{
+static void case_states(void) {
     rig *r = rig_callback(&the_rig, "{'enabled':false}");
     state_is(r, CHAOS_STATE_OFF, "off");
     rig_set(r, FAIL_ALL);
@@ -413,8 +384,7 @@ static void case_states(void)
 }
 
 /* kill > enabled > expiry and age > instance and canary: what comes first is what is told. */
-static void case_gate_order(void)
-{
+static void case_gate_order(void) {
     rig *r = rig_callback(&the_rig, "{'enabled':false,'errorRate':100,'expiresAt':1700000000,'canary':0}");
     state_is(r, CHAOS_STATE_OFF, "off");
     rig_set(r, "{'enabled':true,'errorRate':100,'expiresAt':1700000000,'canary':0}");
@@ -429,8 +399,7 @@ static void case_gate_order(void)
 }
 
 /* ---- the end --------------------------------------------------------------------------------------------------- */
-static void case_expires_by_both_clocks(void)
-{
+static void case_expires_by_both_clocks(void) {
     rig *r = rig_inline(&the_rig, "{'enabled':true,'errorRate':100,'expiresAt':1800000010}");
     CHECK(on(r));
     CHECK_INT(stats(r).end_ms, 1800000010000ll);
@@ -459,8 +428,7 @@ static void case_expires_by_both_clocks(void)
     rig_close(r);
 }
 
-static void case_expired_stays_off(void)
-{
+static void case_expired_stays_off(void) {
     rig *r = rig_callback(&the_rig, "{'enabled':true,'errorRate':100,'expiresAt':1800000010}");
     CHECK(on(r));
     pass_time(r, 11 * S);
@@ -475,8 +443,7 @@ static void case_expired_stays_off(void)
     rig_close(r);
 }
 
-static void case_lease(void)
-{
+static void case_lease(void) {
     int i;
     rig *r = rig_callback(&the_rig, FAIL_ALL);
     CHECK_INT(stats(r).end_ms, 1800000000000ll + 3600000);
@@ -495,8 +462,7 @@ static void case_lease(void)
     rig_close(r);
 }
 
-static void case_lease_from_modified(void)
-{
+static void case_lease_from_modified(void) {
     rig *r = rig_new(&the_rig);
     r->d.fetch = rig_fetch;
     r->d.fetch_user = r;
@@ -515,8 +481,7 @@ static void case_lease_from_modified(void)
     rig_close(r);
 }
 
-static void case_no_lease(void)
-{
+static void case_no_lease(void) {
     static const char *const never = "{'enabled':true,'errorRate':100,'expiresAt':'never'}";
     rig *r = rig_inline(&the_rig, FAIL_ALL);
     CHECK_INT(stats(r).end_ms, 0);
@@ -546,8 +511,7 @@ static void case_no_lease(void)
 }
 
 /* ---- age ------------------------------------------------------------------------------------------------------- */
-static void case_stale(void)
-{
+static void case_stale(void) {
     rig *r = rig_callback(&the_rig, FAIL_ALL);
     r->answer = CHAOS_ERR_UNREACHABLE;
     pass_time(r, 10 * S);
@@ -572,8 +536,7 @@ static void case_stale(void)
     rig_close(r);
 }
 
-static void check_stale_after(int ttl_ms, int max_stale_ms, unsigned long long ms)
-{
+static void check_stale_after(int ttl_ms, int max_stale_ms, unsigned long long ms) {
     rig *r = rig_new(&the_rig);
     r->d.ttl_ms = ttl_ms;
     r->d.max_stale_ms = max_stale_ms;
@@ -589,8 +552,7 @@ static void check_stale_after(int ttl_ms, int max_stale_ms, unsigned long long m
     rig_close(r);
 }
 
-static void case_stale_settings(void)
-{
+static void case_stale_settings(void) {
     check_stale_after(0, 0, 70000);
     check_stale_after(5000, 0, 65000);
     check_stale_after(5000, 100, 5100);
@@ -599,8 +561,7 @@ static void case_stale_settings(void)
 }
 
 /* Healthy: within the TTL, shortened by a fifth at most. Failing: never sooner than a TTL, never later than 30 s or a TTL. */
-static void case_fetch_schedule(void)
-{
+static void case_fetch_schedule(void) {
     static const int ttls[] = {10, 1000, 10000, 60000};
     size_t t;
     for (t = 0; t < 4; t++) {
@@ -638,8 +599,7 @@ static void case_fetch_schedule(void)
 }
 
 /* ---- what the source says -------------------------------------------------------------------------------------- */
-static void case_not_found_is_quiet(void)
-{
+static void case_not_found_is_quiet(void) {
     rig *r = rig_callback(&the_rig, FAIL_ALL);
     CHECK(on(r));
     r->answer = CHAOS_ERR_NOT_FOUND;
@@ -655,8 +615,7 @@ static void case_not_found_is_quiet(void)
     rig_close(r);
 }
 
-static void case_invalid_is_loud(void)
-{
+static void case_invalid_is_loud(void) {
     rig *r = rig_callback(&the_rig, FAIL_ALL);
     CHECK(on(r));
     CHECK(rig_set(r, "{'enabled':true,'errorRate':100,\n'errorrate':5}") != CHAOS_OK);
@@ -675,8 +634,7 @@ static void case_invalid_is_loud(void)
     rig_close(r);
 }
 
-static void case_invalid_does_not_fail_open(void)
-{
+static void case_invalid_does_not_fail_open(void) {
     rig *r = rig_inline(&the_rig, "{'enabled':true,'errorRate':500}");
     CHECK(r->c != NULL && !on(r));
     CHECK_INT(stats(r).state, CHAOS_STATE_INVALID);
@@ -684,8 +642,7 @@ static void case_invalid_does_not_fail_open(void)
     rig_close(r);
 }
 
-static void case_unreachable_from_the_start(void)
-{
+static void case_unreachable_from_the_start(void) {
     rig *r = rig_new(&the_rig);
     r->d.fetch = rig_fetch;
     r->d.fetch_user = r;
@@ -705,8 +662,7 @@ static void case_unreachable_from_the_start(void)
 }
 
 /* A source that claims more than there was room for, or nothing, must not be believed. */
-static chaos_result liar(void *user, char *buf, size_t cap, chaos_fetched *out, chaos_error *err)
-{
+static chaos_result liar(void *user, char *buf, size_t cap, chaos_fetched *out, chaos_error *err) {
     (void)err;
     memset(buf, ' ', cap);
     memcpy(buf, "{\"enabled\":true}", 16);
@@ -714,8 +670,7 @@ static chaos_result liar(void *user, char *buf, size_t cap, chaos_fetched *out, 
     return CHAOS_OK;
 }
 
-static void case_source_that_lies(void)
-{
+static void case_source_that_lies(void) {
     size_t len = (size_t)-1;
     rig *r = rig_new(&the_rig);
     r->d.fetch = liar;
@@ -732,8 +687,7 @@ static void case_source_that_lies(void)
     rig_close(r);
 }
 
-static void case_versions(void)
-{
+static void case_versions(void) {
     rig *r = rig_callback(&the_rig, FAIL_ALL);
     unsigned long long first = stats(r).version;
     CHECK(first > 0);
@@ -751,8 +705,7 @@ static void case_versions(void)
     rig_close(r);
 }
 
-static void case_chaos_config_in_environment(void)
-{
+static void case_chaos_config_in_environment(void) {
     setenv("CHAOS_CONFIG", "{\"enabled\":true,\"errorRate\":100}", 1);
     rig_open(rig_new(&the_rig));
     CHECK(on(&the_rig));
@@ -777,8 +730,7 @@ static void case_chaos_config_in_environment(void)
 /* ---- file: ----------------------------------------------------------------------------------------------------- */
 static char file_path[64], file_source[80];
 
-static void file_name(void)
-{
+static void file_name(void) {
     const char *dir = getenv("TMPDIR");
     int fd;
     snprintf(file_path, sizeof file_path, "%.40s/chaos-XXXXXX", dir && strlen(dir) < 40 ? dir : "/tmp");
@@ -790,8 +742,7 @@ static void file_name(void)
 }
 
 /* As an editor may do it: in place, not atomically. */
-static void file_write(const char *json, size_t len)
-{
+static void file_write(const char *json, size_t len) {
     char text[4096];
     FILE *f = fopen(file_path, "w");
     unquote(text, sizeof text, json);
@@ -801,8 +752,7 @@ static void file_write(const char *json, size_t len)
     fclose(f);
 }
 
-static void case_file(void)
-{
+static void case_file(void) {
     rig *r = rig_new(&the_rig);
     file_name();
     r->d.config = file_source;
@@ -840,8 +790,7 @@ static void case_file(void)
 }
 
 /* However much of the file is there: never on before all of it is. */
-static void case_file_half_written(void)
-{
+static void case_file_half_written(void) {
     static const char *const text = "{'enabled':true,'errorRate':100,'expiresAt':'never','match':{'paths':['/**']}}";
     size_t len = strlen(text), cut;
     rig *r = rig_new(&the_rig);
@@ -859,8 +808,7 @@ static void case_file_half_written(void)
     unlink(file_path);
 }
 
-static void case_file_too_large(void)
-{
+static void case_file_too_large(void) {
     static char big[CHAOS_CONFIG_INPUT_MAX + 1];
     FILE *f;
     rig *r = rig_new(&the_rig);
@@ -886,8 +834,7 @@ static void case_file_too_large(void)
 }
 
 /* The refresher picks a change up by itself; on the real clock. */
-static void case_file_is_followed(void)
-{
+static void case_file_is_followed(void) {
     rig *r = rig_new(&the_rig);
     file_name();
     r->d.config = file_source;
@@ -910,8 +857,7 @@ static void case_file_is_followed(void)
 
 /* ---- fork ------------------------------------------------------------------------------------------------------ */
 /* In a child: on at first, off by itself within 10 s. 0 = so it was. */
-static int child_ends_by_itself(rig *r)
-{
+static int child_ends_by_itself(rig *r) {
     unsigned long long end = real_ns(CLOCK_MONOTONIC) + 10 * S;
     if (decide(r).kind == CHAOS_PASS) return 1;
     while (decide(r).kind != CHAOS_PASS || stats(r).state == CHAOS_STATE_ON) { /* the decision may be some ms ahead */
@@ -921,8 +867,7 @@ static int child_ends_by_itself(rig *r)
     return stats(r).state == CHAOS_STATE_EXPIRED || stats(r).state == CHAOS_STATE_STALE ? 0 : 3;
 }
 
-static int in_child(int (*fn)(rig *), rig *r)
-{
+static int in_child(int (*fn)(rig *), rig *r) {
     int status = -1;
     pid_t pid = fork();
     if (pid == 0) _exit(fn(r));
@@ -931,16 +876,15 @@ static int in_child(int (*fn)(rig *), rig *r)
     return WIFEXITED(status) ? WEXITSTATUS(status) : 100 + WTERMSIG(status);
 }
 
-static void case_fork_expiry(void)
-{
+static void case_fork_expiry(void) {
     char json[128];
     unsigned long long end_ms = real_ns(CLOCK_REALTIME) / 1000000 + 400;
     time_t seconds = (time_t)(end_ms / 1000);
     struct tm tm;
     rig *r = rig_new(&the_rig);
     gmtime_r(&seconds, &tm);
-    snprintf(json, sizeof json, "{\"enabled\":true,\"errorRate\":100,\"expiresAt\":\"%04d-%02d-%02dT%02d:%02d:%02d.%03uZ\"}", tm.tm_year + 1900,
-             tm.tm_mon + 1, tm.tm_mday, tm.tm_hour, tm.tm_min, tm.tm_sec, (unsigned)(end_ms % 1000));
+    snprintf(json, sizeof json, "{\"enabled\":true,\"errorRate\":100,\"expiresAt\":\"%04d-%02d-%02dT%02d:%02d:%02d.%03uZ\"}",
+             tm.tm_year + 1900, tm.tm_mon + 1, tm.tm_mday, tm.tm_hour, tm.tm_min, tm.tm_sec, (unsigned)(end_ms % 1000));
     r->d.config = json;
     r->d.clock = NULL;
     r->d.no_thread = false; /* the child has none of it */
@@ -952,8 +896,7 @@ static void case_fork_expiry(void)
     rig_close(r);
 }
 
-static void case_fork_age(void)
-{
+static void case_fork_age(void) {
     rig *r = rig_new(&the_rig);
     r->d.fetch = rig_fetch;
     r->d.fetch_user = r;
@@ -970,16 +913,14 @@ static void case_fork_age(void)
     rig_close(r);
 }
 
-static int child_off_and_close(rig *r)
-{
+static int child_off_and_close(rig *r) {
     chaos_off(r->c);
     if (decide(r).kind != CHAOS_PASS) return 1;
     chaos_close(r->c); /* must not join the parent's thread */
     return 0;
 }
 
-static void case_fork_off_is_local(void)
-{
+static void case_fork_off_is_local(void) {
     rig *r = rig_new(&the_rig);
     r->d.config = "{\"enabled\":true,\"errorRate\":100}";
     r->d.clock = NULL;
@@ -992,8 +933,7 @@ static void case_fork_off_is_local(void)
 }
 
 /* ---- kill ------------------------------------------------------------------------------------------------------ */
-static void case_off_is_latched(void)
-{
+static void case_off_is_latched(void) {
     rig *r = rig_callback(&the_rig, FAIL_ALL);
     CHECK(on(r) && !readable(chaos_wake_fd(r->c)));
     chaos_off(r->c);
@@ -1012,14 +952,12 @@ static void case_off_is_latched(void)
 
 static rig *signal_rig;
 
-static void on_signal(int sig)
-{
+static void on_signal(int sig) {
     (void)sig;
     chaos_off(signal_rig->c);
 }
 
-static void case_off_in_signal_handler(void)
-{
+static void case_off_in_signal_handler(void) {
     struct sigaction action, before;
     rig *r = signal_rig = rig_inline(&the_rig, FAIL_ALL);
     memset(&action, 0, sizeof action);
@@ -1033,8 +971,7 @@ static void case_off_in_signal_handler(void)
     rig_close(r);
 }
 
-static void case_disable(void)
-{
+static void case_disable(void) {
     rig *r;
     setenv("CHAOS_DISABLE", "1", 1);
     r = rig_inline(&the_rig, FAIL_ALL);
@@ -1052,8 +989,7 @@ static void case_disable(void)
 }
 
 /* ---- who takes part --------------------------------------------------------------------------------------------- */
-static void case_canary(void)
-{
+static void case_canary(void) {
     enum { INSTANCES = 300 };
     int i, percent, part_at_30 = 0;
     for (i = 0; i < INSTANCES; i++) {
@@ -1083,8 +1019,7 @@ static void case_canary(void)
 }
 
 /* The slot is the instance's alone: another experiment picks the same ones. */
-static void case_canary_is_sticky(void)
-{
+static void case_canary_is_sticky(void) {
     int i;
     for (i = 0; i < 50; i++) {
         char name[16];
@@ -1103,8 +1038,7 @@ static void case_canary_is_sticky(void)
     }
 }
 
-static void case_instances(void)
-{
+static void case_instances(void) {
     static const struct {
         const char *json;
         bool part;
@@ -1126,8 +1060,7 @@ static void case_instances(void)
     }
 }
 
-static void case_instance_from_environment(void)
-{
+static void case_instance_from_environment(void) {
     rig *r = rig_new(&the_rig);
     setenv("CHAOS_INSTANCE", "from-env", 1);
     r->d.instance = NULL;
@@ -1142,8 +1075,7 @@ static void case_instance_from_environment(void)
 /* ---- budgets --------------------------------------------------------------------------------------------------- */
 enum { THREADS = 4 };
 
-static int on_threads(void *(*fn)(void *), void *arg)
-{
+static int on_threads(void *(*fn)(void *), void *arg) {
     pthread_t t[THREADS];
     int i, started = 0;
     for (i = 0; i < THREADS; i++) started += pthread_create(&t[i], NULL, fn, arg) == 0;
@@ -1151,16 +1083,14 @@ static int on_threads(void *(*fn)(void *), void *arg)
     return started;
 }
 
-static void *decide_1000(void *arg)
-{
+static void *decide_1000(void *arg) {
     rig *r = (rig *)arg;
     int i;
     for (i = 0; i < 1000; i++) decide(r);
     return NULL;
 }
 
-static void case_max_faults(void)
-{
+static void case_max_faults(void) {
     rig *r = rig_callback(&the_rig, "{'enabled':true,'errorRate':100,'maxFaults':1500}");
     CHECK_INT(on_threads(decide_1000, r), THREADS);
     CHECK_INT(stats(r).injected[CHAOS_STATUS], 1500); /* exactly */
@@ -1182,8 +1112,7 @@ static void case_max_faults(void)
 
 static int in_flight, in_flight_most;
 
-static void *hold_and_give_back(void *arg)
-{
+static void *hold_and_give_back(void *arg) {
     rig *r = (rig *)arg;
     int i;
     for (i = 0; i < 5000; i++) {
@@ -1199,8 +1128,7 @@ static void *hold_and_give_back(void *arg)
     return NULL;
 }
 
-static void case_max_concurrent(void)
-{
+static void case_max_concurrent(void) {
     rig *r = rig_inline(&the_rig, "{'enabled':true,'errorRate':100,'maxConcurrent':3}");
     chaos_verdict v[4];
     int i, held = 0;
@@ -1228,8 +1156,7 @@ static void case_max_concurrent(void)
 }
 
 /* Whatever a program hands to chaos_done, it can not take more places than there are, nor write out of bounds. */
-static void case_done_with_nonsense(void)
-{
+static void case_done_with_nonsense(void) {
     rig *r = rig_inline(&the_rig, "{'enabled':true,'errorRate':100,'maxConcurrent':4096}");
     chaos_verdict v;
     unsigned i;
@@ -1246,8 +1173,7 @@ static void case_done_with_nonsense(void)
 }
 
 /* ---- dry run, unsupported, excluded ------------------------------------------------------------------------------ */
-static void case_dry_run(void)
-{
+static void case_dry_run(void) {
     rig *r = rig_inline(&the_rig, "{'enabled':true,'errorRate':100,'dryRun':true,'maxFaults':5,'maxConcurrent':2}");
     int i;
     for (i = 0; i < 40; i++) {
@@ -1263,9 +1189,9 @@ static void case_dry_run(void)
     rig_close(r);
 }
 
-static void case_unsupported_in_process(void)
-{
-    static const char *const configs[] = {"{'enabled':true,'errorRate':100,'errorMode':'reset'}", "{'enabled':true,'errorRate':100,'errorMode':'hang'}",
+static void case_unsupported_in_process(void) {
+    static const char *const configs[] = {"{'enabled':true,'errorRate':100,'errorMode':'reset'}",
+                                          "{'enabled':true,'errorRate':100,'errorMode':'hang'}",
                                           "{'enabled':true,'errorRate':100,'errorMode':'close'}", "{'enabled':true,'bandwidth':5}"};
     size_t i;
     for (i = 0; i < 4; i++) {
@@ -1291,8 +1217,7 @@ static void case_unsupported_in_process(void)
     }
 }
 
-static void case_excluded(void)
-{
+static void case_excluded(void) {
     rig *r = rig_inline(&the_rig, FAIL_ALL);
     chaos_request q;
     memset(&q, 0, sizeof q);
@@ -1311,14 +1236,12 @@ static void case_excluded(void)
 /* ---- rolls ------------------------------------------------------------------------------------------------------ */
 #define HALF "{'enabled':true,'errorRate':50,'latency':{'min':1,'max':50},'latencyRate':50,'seed':7}"
 
-static bool same_verdict(const chaos_verdict *a, const chaos_verdict *b)
-{
-    return a->kind == b->kind && a->status == b->status && a->delay_us == b->delay_us && a->roll == b->roll && a->rule == b->rule
-           && a->key == b->key;
+static bool same_verdict(const chaos_verdict *a, const chaos_verdict *b) {
+    return a->kind == b->kind && a->status == b->status && a->delay_us == b->delay_us && a->roll == b->roll && a->rule == b->rule &&
+           a->key == b->key;
 }
 
-static void case_same_order_same_verdicts(void)
-{
+static void case_same_order_same_verdicts(void) {
     rig *a = rig_inline(&the_rig, HALF), *b = rig_inline(&other_rig, HALF);
     int i, differ = 0;
     for (i = 0; i < 5000; i++) {
@@ -1340,8 +1263,7 @@ static void case_same_order_same_verdicts(void)
     rig_close(a);
 }
 
-static void case_no_seed_is_random(void)
-{
+static void case_no_seed_is_random(void) {
     static const char *const json = "{'enabled':true,'errorRate':50}";
     rig *a = rig_inline(&the_rig, json), *b = rig_inline(&other_rig, json);
     int i, differ = 0;
@@ -1352,8 +1274,7 @@ static void case_no_seed_is_random(void)
     rig_close(b);
 }
 
-static void case_retries_roll_afresh(void)
-{
+static void case_retries_roll_afresh(void) {
     rig *r = rig_inline(&the_rig, "{'enabled':true,'errorRate':50,'seed':7}");
     int i, hits = 0;
     unsigned long long last = 0;
@@ -1372,8 +1293,7 @@ static void case_retries_roll_afresh(void)
 
 static chaos_verdict by_key[2000];
 
-static void *decide_by_key(void *arg)
-{
+static void *decide_by_key(void *arg) {
     rig *r = (rig *)arg;
     int i;
     for (i = 0; i < 2000; i++) {
@@ -1386,8 +1306,7 @@ static void *decide_by_key(void *arg)
     return NULL;
 }
 
-static void case_same_keys_over_threads_and_instances(void)
-{
+static void case_same_keys_over_threads_and_instances(void) {
     static chaos_config cfg;
     rig *r = rig_inline(&the_rig, HALF);
     chaos_request q;
@@ -1419,8 +1338,7 @@ static void case_same_keys_over_threads_and_instances(void)
 }
 
 /* With rules the other path is taken: its verdicts repeat, too. */
-static void case_judge_repeats_rules(void)
-{
+static void case_judge_repeats_rules(void) {
     static chaos_config cfg;
     rig *r = rig_inline(&the_rig, "{'enabled':true,'seed':3,'errorRate':30,'latency':9,'rules':[{'name':'a','match':{'methods':['PUT']}},"
                                   "{'name':'b','match':{'paths':['/**']},'errorStatus':429}]}");
@@ -1439,8 +1357,7 @@ static void case_judge_repeats_rules(void)
 }
 
 /* ---- what a verdict carries, counters, events, log ----------------------------------------------------------------- */
-static void case_body_and_retry_after(void)
-{
+static void case_body_and_retry_after(void) {
     rig *r = rig_callback(&the_rig, "{'enabled':true,'errorRate':100,'retryAfter':7,'errorBody':'one\\u00e9','rules':["
                                     "{'name':'a','match':{'methods':['PUT']}},{'name':'b','errorBody':'two','retryAfter':9}]}");
     chaos_verdict v = decide(r);
@@ -1469,8 +1386,7 @@ static void case_body_and_retry_after(void)
     rig_close(r);
 }
 
-static void case_stats(void)
-{
+static void case_stats(void) {
     rig *r = rig_callback(&the_rig, "{'enabled':true,'errorRate':50,'latency':9,'seed':1}");
     chaos_report s;
     chaos_verdict v;
@@ -1501,8 +1417,7 @@ static void case_stats(void)
     rig_close(r);
 }
 
-static void case_wait_counts(void)
-{
+static void case_wait_counts(void) {
     rig *r = rig_new(&the_rig);
     chaos_verdict v;
     unsigned long long start;
@@ -1523,8 +1438,7 @@ static void case_wait_counts(void)
     rig_close(r);
 }
 
-static void case_events(void)
-{
+static void case_events(void) {
     rig *r = rig_callback(&the_rig, FAIL_ALL);
     int i;
     CHECK_INT(r->events[CHAOS_EVENT_STATE], 1);
@@ -1548,8 +1462,7 @@ static void case_events(void)
 }
 
 /* Every line is a JSON object on one line; counts lines with a text, and sums a number field over them. */
-static int log_lines(rig *r, const char *having, const char *field, long long *sum)
-{
+static int log_lines(rig *r, const char *having, const char *field, long long *sum) {
     char *line = r->log;
     int count = 0;
     *sum = 0;
@@ -1571,8 +1484,7 @@ static int log_lines(rig *r, const char *having, const char *field, long long *s
     return count;
 }
 
-static void check_fault_log(chaos_fault_log mode, int lines_at_most, bool summaries)
-{
+static void check_fault_log(chaos_fault_log mode, int lines_at_most, bool summaries) {
     rig *r = rig_new(&the_rig);
     long long sum, none;
     int i, lines;
@@ -1592,8 +1504,7 @@ static void check_fault_log(chaos_fault_log mode, int lines_at_most, bool summar
     CHECK_INT(r->frees, r->allocs);
 }
 
-static void case_fault_log(void)
-{
+static void case_fault_log(void) {
     rig *r;
     check_fault_log(CHAOS_LOG_ALL, 150, true);
     check_fault_log(CHAOS_LOG_SAMPLE, 3, true);
@@ -1611,8 +1522,7 @@ static void case_fault_log(void)
     rig_close(r);
 }
 
-static void case_heartbeat(void)
-{
+static void case_heartbeat(void) {
     rig *r = rig_new(&the_rig);
     r->d.config = "{\"enabled\":true,\"errorRate\":100}";
     r->d.no_thread = false; /* it is the refresher's */
@@ -1626,8 +1536,7 @@ static void case_heartbeat(void)
 }
 
 /* The state line comes from the refresher when an end comes by time alone. */
-static void case_refresher_notices_the_end(void)
-{
+static void case_refresher_notices_the_end(void) {
     rig *r = rig_new(&the_rig);
     r->d.config = "{\"enabled\":true,\"errorRate\":100,\"expiresAt\":1800000010}";
     r->d.no_thread = false;
@@ -1644,20 +1553,20 @@ static int snapshots_done, bad_verdicts;
 static long good_verdicts;
 
 /* The config of version n answers with status 500 + n % 90; odd versions have a rule. */
-static chaos_result snapshot_fetch(void *user, char *buf, size_t cap, chaos_fetched *out, chaos_error *err)
-{
+static chaos_result snapshot_fetch(void *user, char *buf, size_t cap, chaos_fetched *out, chaos_error *err) {
     rig *r = (rig *)user;
     unsigned status = 500 + (unsigned)(r->version % 90);
     (void)err;
     out->version = r->version;
-    out->len = (size_t)snprintf(buf, cap, r->version % 2 ? "{\"enabled\":true,\"errorRate\":100,\"rules\":[{\"name\":\"a\",\"errorStatus\":%u,"
-                                                           "\"match\":{\"paths\":[\"/**\"],\"methods\":[\"GET\"]}}]}"
-                                                         : "{\"enabled\":true,\"errorRate\":100,\"errorStatus\":%u}", status);
+    out->len = (size_t)snprintf(buf, cap,
+                                r->version % 2 ? "{\"enabled\":true,\"errorRate\":100,\"rules\":[{\"name\":\"a\",\"errorStatus\":%u,"
+                                                 "\"match\":{\"paths\":[\"/**\"],\"methods\":[\"GET\"]}}]}"
+                                               : "{\"enabled\":true,\"errorRate\":100,\"errorStatus\":%u}",
+                                status);
     return CHAOS_OK;
 }
 
-static void *watch_snapshots(void *arg)
-{
+static void *watch_snapshots(void *arg) {
     rig *r = (rig *)arg;
     long good = 0;
     while (!__atomic_load_n(&snapshots_done, __ATOMIC_SEQ_CST)) {
@@ -1670,8 +1579,7 @@ static void *watch_snapshots(void *arg)
     return NULL;
 }
 
-static void case_snapshots(void)
-{
+static void case_snapshots(void) {
     rig *r = rig_new(&the_rig);
     pthread_t t[2];
     int i, allocs, changes = rounds(100000);
@@ -1701,8 +1609,7 @@ static void case_snapshots(void)
 }
 
 /* Two programs' worth of handles do not see each other. */
-static void case_two_handles(void)
-{
+static void case_two_handles(void) {
     rig *a = rig_inline(&the_rig, FAIL_ALL), *b = rig_inline(&other_rig, FAIL_ALL);
     chaos_off(a->c);
     CHECK(!on(a) && on(b));
@@ -1712,8 +1619,7 @@ static void case_two_handles(void)
     rig_close(b);
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     check_begin(argc, argv);
     unsetenv("CHAOS_CONFIG");
     unsetenv("CHAOS_DISABLE");

@@ -14,8 +14,7 @@
 enum { ROOM = 1 << 18 };
 static char *edge; /* the first unreadable byte; ROOM bytes before it are ours */
 
-static void edge_make(void)
-{
+static void edge_make(void) {
     int zero = open("/dev/zero", O_RDWR);
     char *base = (char *)mmap(NULL, ROOM * 2, PROT_READ | PROT_WRITE, MAP_PRIVATE, zero, 0);
     close(zero);
@@ -27,21 +26,18 @@ static void edge_make(void)
 }
 
 /* Checks a copy of text whose end is the page's edge. */
-static chaos_result at_edge(const char *text, size_t len, chaos_error *err)
-{
+static chaos_result at_edge(const char *text, size_t len, chaos_error *err) {
     memmove(edge - len, text, len);
     return chaos_json_check(edge - len, len, err);
 }
 
-static size_t line_of(const char *text, size_t offset)
-{
+static size_t line_of(const char *text, size_t offset) {
     size_t i, line = 1;
     for (i = 0; i < offset; i++) line += text[i] == '\n';
     return line;
 }
 
-static size_t column_of(const char *text, size_t offset)
-{
+static size_t column_of(const char *text, size_t offset) {
     size_t i, column = 1;
     for (i = 0; i < offset; i++) {
         if (text[i] == '\n') column = 1;
@@ -51,8 +47,7 @@ static size_t column_of(const char *text, size_t offset)
 }
 
 /* What holds for an error on any text: a place inside it, and line and column agreeing with the offset. */
-static void check_place(const char *text, size_t len, const chaos_error *err)
-{
+static void check_place(const char *text, size_t len, const chaos_error *err) {
     CHECK_INT(err->code, CHAOS_ERR_JSON);
     CHECK(err->offset <= len);
     if (err->offset > len) return;
@@ -63,8 +58,7 @@ static void check_place(const char *text, size_t len, const chaos_error *err)
 }
 
 /* Every shorter text: never read beyond it; and a container or string of a good text, once cut, is not valid. */
-static void check_truncations(const char *text, size_t len, bool good)
-{
+static void check_truncations(const char *text, size_t len, bool good) {
     char first;
     size_t cut, start = 0, end = len;
     while (start < len && strchr(" \t\n\r", text[start])) start++;
@@ -79,14 +73,10 @@ static void check_truncations(const char *text, size_t len, bool good)
     }
 }
 
-static int hex(char c)
-{
-    return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
-}
+static int hex(char c) { return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1; }
 
 /* Replaces %HH in place; returns the new length. */
-static size_t unescape(char *s)
-{
+static size_t unescape(char *s) {
     size_t in, out = 0;
     for (in = 0; s[in]; in++) {
         if (s[in] == '%' && hex(s[in + 1]) >= 0 && hex(s[in + 2]) >= 0) {
@@ -100,8 +90,7 @@ static size_t unescape(char *s)
     return out;
 }
 
-static bool holds(const char *text, const char *word)
-{
+static bool holds(const char *text, const char *word) {
     size_t len = strlen(word);
     for (; *text; text++)
         if (!strncmp(text, word, len)) return true;
@@ -109,8 +98,7 @@ static bool holds(const char *text, const char *word)
 }
 
 /* Calls fn for each line that is not a comment; returns how many there were. */
-static int each_line(const char *path, void (*fn)(char *line))
-{
+static int each_line(const char *path, void (*fn)(char *line)) {
     char line[1024];
     int count = 0, number = 0;
     FILE *f = fopen(path, "r");
@@ -129,8 +117,7 @@ static int each_line(const char *path, void (*fn)(char *line))
     return count;
 }
 
-static void accept_line(char *line)
-{
+static void accept_line(char *line) {
     chaos_error err;
     size_t len = unescape(line);
     memset(&err, 0xAA, sizeof err);
@@ -138,8 +125,7 @@ static void accept_line(char *line)
     check_truncations(line, len, true);
 }
 
-static void reject_line(char *line)
-{
+static void reject_line(char *line) {
     chaos_error err;
     unsigned offset, line_no, column;
     char word[64];
@@ -163,18 +149,11 @@ static void reject_line(char *line)
     check_truncations(line, len, false);
 }
 
-static void case_accept(void)
-{
-    CHECK(each_line(CHECK_DIR "/vectors/json/accept.txt", accept_line) >= 50);
-}
+static void case_accept(void) { CHECK(each_line(CHECK_DIR "/vectors/json/accept.txt", accept_line) >= 50); }
 
-static void case_reject(void)
-{
-    CHECK(each_line(CHECK_DIR "/vectors/json/reject.txt", reject_line) >= 120);
-}
+static void case_reject(void) { CHECK(each_line(CHECK_DIR "/vectors/json/reject.txt", reject_line) >= 120); }
 
-static void case_empty(void)
-{
+static void case_empty(void) {
     chaos_error err;
     CHECK_INT(chaos_json_check("", 0, &err), CHAOS_ERR_JSON);
     check_place("", 0, &err);
@@ -184,8 +163,7 @@ static void case_empty(void)
 }
 
 /* Builds depth opening brackets, inside, and as many closing ones. */
-static size_t nest(char *buf, size_t depth, const char *open, const char *inside, const char *close)
-{
+static size_t nest(char *buf, size_t depth, const char *open, const char *inside, const char *close) {
     size_t i;
     buf[0] = 0;
     for (i = 0; i < depth; i++) strcat(buf, open);
@@ -194,8 +172,7 @@ static size_t nest(char *buf, size_t depth, const char *open, const char *inside
     return strlen(buf);
 }
 
-static void case_depth(void)
-{
+static void case_depth(void) {
     static const char *const open[] = {"[", "{\"a\":"}, *const close[] = {"]", "}"}, *const inside[] = {"", "0"};
     static char buf[4096];
     chaos_error err;
@@ -212,16 +189,14 @@ static void case_depth(void)
 }
 
 /* Far deeper than any stack: an error, not a crash. */
-static void case_deep(void)
-{
+static void case_deep(void) {
     static char buf[ROOM];
     memset(buf, '[', sizeof buf);
     CHECK_INT(at_edge(buf, sizeof buf, NULL), CHAOS_ERR_JSON);
 }
 
 /* Each byte alone, and each byte inside a string, by the plain rule. */
-static void case_every_byte(void)
-{
+static void case_every_byte(void) {
     int byte;
     for (byte = 0; byte < 256; byte++) {
         char alone[1], quoted[3] = {'"', 0, '"'};
@@ -236,8 +211,7 @@ static void case_every_byte(void)
 }
 
 /* UTF-8 as RFC 3629 gives it, over every code point and every two-byte sequence. */
-static void case_every_code_point(void)
-{
+static void case_every_code_point(void) {
     unsigned long cp;
     unsigned a, b;
     for (cp = 0x80; cp < 0x120000; cp++) {
@@ -272,8 +246,7 @@ static void case_every_code_point(void)
 }
 
 /* Every \uXXXX alone, and pairs around the surrogates. */
-static void case_every_unicode_escape(void)
-{
+static void case_every_unicode_escape(void) {
     static const unsigned edges[] = {0, 0x41, 0xD7FF, 0xD800, 0xDBFF, 0xDC00, 0xDFFF, 0xE000, 0xFFFF};
     unsigned u;
     size_t i, j;
@@ -297,8 +270,7 @@ static void case_every_unicode_escape(void)
 }
 
 /* A place far into a long text. */
-static void case_far_place(void)
-{
+static void case_far_place(void) {
     static char buf[70000];
     chaos_error err;
     size_t len = 0;
@@ -313,8 +285,7 @@ static void case_far_place(void)
 }
 
 /* Random bytes and random changes of a good text: never a crash, and always a place that agrees with itself. */
-static void case_random(void)
-{
+static void case_random(void) {
     static const char good[] = "{\"a\":[1,-2.5e+3,\"x\\u00e9\\n\",true,null],\"\xC3\xA9\":{\"b\":[[],{}]}}";
     static const char bytes[] = "{}[]:,\"\\u09aef+-.Etrfnl \n\t/*#\x80\xC3\xA9\xED\xF0\xFF";
     unsigned long long s = 12345;
@@ -334,8 +305,7 @@ static void case_random(void)
     }
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     check_begin(argc, argv);
     edge_make();
     CHECK_RUN(case_accept);

@@ -9,8 +9,7 @@ static chaos_config cfg;
 
 /* ---- helpers ------------------------------------------------------------------------------------------------- */
 /* Parses a config written with ' for ". */
-static void config(const char *format, ...)
-{
+static void config(const char *format, ...) {
     static char json[8192];
     chaos_error err;
     char *p;
@@ -25,8 +24,7 @@ static void config(const char *format, ...)
 }
 
 /* Header lookup over a list "name\0value\0...\0", names in lower case as chaos_judge asks for them. */
-static const char *find_header(void *user, const char *name, size_t *len)
-{
+static const char *find_header(void *user, const char *name, size_t *len) {
     const char *h = (const char *)user;
     for (; *h; h += strlen(h) + 1) {
         const char *value = h + strlen(h) + 1;
@@ -39,8 +37,7 @@ static const char *find_header(void *user, const char *name, size_t *len)
     return NULL;
 }
 
-static chaos_request request(const char *method, const char *path, const char *headers)
-{
+static chaos_request request(const char *method, const char *path, const char *headers) {
     static char copy[512];
     chaos_request r;
     memset(&r, 0, sizeof r);
@@ -56,28 +53,24 @@ static chaos_request request(const char *method, const char *path, const char *h
     return r;
 }
 
-static chaos_verdict judge(unsigned long long key)
-{
+static chaos_verdict judge(unsigned long long key) {
     chaos_request r = request("GET", "/", NULL);
     return chaos_judge(&cfg, &r, key);
 }
 
 /* True when the config (which must fail every request it touches) touches this one. */
-static bool touches(const char *method, const char *path, const char *headers)
-{
+static bool touches(const char *method, const char *path, const char *headers) {
     chaos_request r = request(method, path, headers);
     return chaos_judge(&cfg, &r, 1).kind != CHAOS_PASS;
 }
 
 /* Is `count` of `n` what a share of `percent` gives, by the 99.9 % binomial interval? In integers: (count - np)^2 <= 3.29^2 n p q. */
-static bool plausible(long count, long n, double percent)
-{
+static bool plausible(long count, long n, double percent) {
     double p = percent / 100, d = (double)count - (double)n * p;
     return d * d <= 3.2905 * 3.2905 * (double)n * p * (1 - p);
 }
 
-static void check_share(long count, long n, double percent, int line)
-{
+static void check_share(long count, long n, double percent, int line) {
     char text[160];
     snprintf(text, sizeof text, "%ld of %ld is not %g %%", count, n, percent);
     check_that(plausible(count, n, percent), __FILE__, line, text);
@@ -85,8 +78,7 @@ static void check_share(long count, long n, double percent, int line)
 #define CHECK_SHARE(count, n, percent) check_share(count, n, percent, __LINE__)
 
 /* ---- rates --------------------------------------------------------------------------------------------------- */
-static void case_zero_and_hundred(void)
-{
+static void case_zero_and_hundred(void) {
     long i, errors = 0, delays = 0;
     config("{'enabled':true,'errorRate':0,'latency':5,'latencyRate':0}");
     for (i = 0; i < MANY; i++) errors += judge((unsigned long long)i).kind != CHAOS_PASS;
@@ -106,8 +98,7 @@ static void case_zero_and_hundred(void)
     CHECK_INT(errors, 0);
 }
 
-static void case_disabled_passes(void)
-{
+static void case_disabled_passes(void) {
     chaos_verdict v;
     config("{'enabled':false,'errorRate':100,'latency':500}");
     v = judge(1);
@@ -117,8 +108,7 @@ static void case_disabled_passes(void)
     CHECK_INT(judge(1).kind, CHAOS_PASS);
 }
 
-static void case_shares(void)
-{
+static void case_shares(void) {
     static const int rates[] = {1, 5, 10, 20, 50, 80, 99}, seeds[] = {0, 1, 42, 1000003};
     size_t r, s;
     for (r = 0; r < 7; r++)
@@ -134,8 +124,7 @@ static void case_shares(void)
 }
 
 /* Keys that differ in one bit only, high or low, still roll evenly. */
-static void case_shares_of_structured_keys(void)
-{
+static void case_shares_of_structured_keys(void) {
     int shift;
     for (shift = 0; shift <= 48; shift += 8) {
         long i, errors = 0, both = 0;
@@ -154,8 +143,7 @@ static void case_shares_of_structured_keys(void)
 }
 
 /* The victims at rate r are victims at r + 1. */
-static void case_nesting(void)
-{
+static void case_nesting(void) {
     static unsigned char error_at[5000], delay_at[5000]; /* the first rate at which this key was a victim */
     int rate;
     long i;
@@ -178,8 +166,7 @@ static void case_nesting(void)
 }
 
 /* Raising errorRate never changes the delay of those that are still not failed. */
-static void case_delay_does_not_move(void)
-{
+static void case_delay_does_not_move(void) {
     static unsigned before[5000];
     int rate;
     long i;
@@ -194,8 +181,7 @@ static void case_delay_does_not_move(void)
 }
 
 /* Error, latency, the drawn delay, and each rule roll on their own. */
-static void case_independence(void)
-{
+static void case_independence(void) {
     long i, errors = 0, delays = 0, both = 0, a = 0, b = 0, high = 0, spread = 0;
     config("{'enabled':true,'errorRate':50,'latency':5,'latencyRate':50,'seed':11}");
     for (i = 0; i < MANY; i++) {
@@ -213,7 +199,8 @@ static void case_independence(void)
         high += v.kind == CHAOS_DELAY && v.delay_us > 500000;
     }
     CHECK_SHARE(high, delays, 50);
-    config("{'enabled':true,'errorRate':50,'seed':11,'rules':[{'name':'a','match':{'paths':['/a']}},{'name':'b','match':{'paths':['/b']}}]}");
+    config(
+        "{'enabled':true,'errorRate':50,'seed':11,'rules':[{'name':'a','match':{'paths':['/a']}},{'name':'b','match':{'paths':['/b']}}]}");
     for (i = 0; i < MANY; i++) {
         chaos_request ra = request("GET", "/a", NULL), rb = request("GET", "/b", NULL);
         bool hit_a = chaos_judge(&cfg, &ra, (unsigned long long)i).kind == CHAOS_STATUS;
@@ -236,8 +223,7 @@ static void case_independence(void)
 }
 
 /* A rule rolls by its name: moving it, or adding one before it, changes no verdict. */
-static void case_rule_rolls_by_name(void)
-{
+static void case_rule_rolls_by_name(void) {
     static unsigned char first[5000];
     int round;
     long i;
@@ -255,8 +241,7 @@ static void case_rule_rolls_by_name(void)
 }
 
 /* ---- the verdict --------------------------------------------------------------------------------------------- */
-static void case_error_short_circuits(void)
-{
+static void case_error_short_circuits(void) {
     long i;
     config("{'enabled':true,'errorRate':50,'latency':250,'errorStatus':429,'seed':1}");
     for (i = 0; i < 2000; i++) {
@@ -273,8 +258,7 @@ static void case_error_short_circuits(void)
     CHECK_INT(sizeof(chaos_verdict) <= 32, 1);
 }
 
-static void case_modes(void)
-{
+static void case_modes(void) {
     static const struct {
         const char *name;
         int kind;
@@ -294,8 +278,7 @@ static void case_modes(void)
     CHECK(chaos_kind_text(-1) != NULL && chaos_kind_text(CHAOS_KIND_COUNT) != NULL && chaos_kind_text(1000) != NULL);
 }
 
-static void case_repeatable(void)
-{
+static void case_repeatable(void) {
     static chaos_config copy;
     long i;
     config("{'enabled':true,'errorRate':30,'latency':{'mean':100,'max':2000},'seed':8}");
@@ -308,8 +291,7 @@ static void case_repeatable(void)
 }
 
 /* What does not belong to the roll does not move it: the path, the method, the headers, names and owners. */
-static void case_only_seed_rule_and_key_roll(void)
-{
+static void case_only_seed_rule_and_key_roll(void) {
     long i;
     static chaos_config other;
     config("{'enabled':true,'errorRate':40,'seed':8,'name':'x','owner':'y','canary':3,'maxFaults':1}");
@@ -321,8 +303,7 @@ static void case_only_seed_rule_and_key_roll(void)
     }
 }
 
-static void case_null_arguments(void)
-{
+static void case_null_arguments(void) {
     chaos_request r = request(NULL, NULL, NULL);
     config("{'enabled':true,'errorRate':100}");
     CHECK_INT(chaos_judge(&cfg, &r, 1).kind, CHAOS_STATUS); /* nothing known of the request: everything matches all */
@@ -336,8 +317,7 @@ static void case_null_arguments(void)
 }
 
 /* Lengths count, where given: the bytes behind them are not the request's. */
-static void case_lengths(void)
-{
+static void case_lengths(void) {
     chaos_request r = request("GETxxx", "/a/xxxxx", NULL);
     r.method_len = 3;
     r.path_len = 2;
@@ -348,8 +328,7 @@ static void case_lengths(void)
 }
 
 /* ---- rules and matches ---------------------------------------------------------------------------------------- */
-static void case_first_rule_wins(void)
-{
+static void case_first_rule_wins(void) {
     chaos_request r;
     chaos_verdict v;
     config("{'enabled':true,'errorRate':100,'errorStatus':500,'rules':["
@@ -376,8 +355,7 @@ static void case_first_rule_wins(void)
     CHECK(touches("GET", "/b", NULL));
 }
 
-static void case_top_match_and_rule_match(void)
-{
+static void case_top_match_and_rule_match(void) {
     config("{'enabled':true,'errorRate':100,'match':{'methods':['POST']},'rules':[{'name':'a','match':{'paths':['/a']}}]}");
     CHECK(touches("POST", "/a", NULL));
     CHECK(!touches("GET", "/a", NULL));
@@ -390,32 +368,79 @@ static const struct {
     const char *glob, *path;
     bool match;
 } paths[] = {
-    {"/a", "/a", true},           {"/a", "/ab", false},         {"/a", "/a/", false},        {"/a/", "/a", false},
-    {"/*", "/", true},            {"/*", "/a", true},           {"/*", "/a/b", false},       {"/**", "/", true},
-    {"/**", "/a/b/c", true},      {"/a/*", "/a/b", true},       {"/a/*", "/a/", true},       {"/a/*", "/a", false},
-    {"/a/*", "/a/b/c", false},    {"/a/**", "/a/b/c", true},    {"/a/**", "/a/", true},      {"/a/**", "/ab", false},
-    {"/a/*/c", "/a/b/c", true},   {"/a/*/c", "/a/b/b/c", false}, {"/a/**/c", "/a/b/b/c", true}, {"/a/**c", "/a/b/xc", true},
-    {"/a*", "/abc", true},        {"/a*c", "/abc", true},       {"/a*c", "/ab/c", false},    {"/a**c", "/ab/c", true},
-    {"/*a*b*", "/xxaxxbxx", true}, {"/*a*b*", "/xxbxxaxx", false}, {"**", "/a/b", true},     {"*", "/a", false},
-    {"/A", "/a", false},          {"/a", "/A", false}, /* paths are case-sensitive */
-    {"/a", "/a?b", true},         {"/a", "/a?b=/c", true},      {"/a", "/?/a", false},       {"/*", "/a?b/c", true},
+    {"/a", "/a", true},
+    {"/a", "/ab", false},
+    {"/a", "/a/", false},
+    {"/a/", "/a", false},
+    {"/*", "/", true},
+    {"/*", "/a", true},
+    {"/*", "/a/b", false},
+    {"/**", "/", true},
+    {"/**", "/a/b/c", true},
+    {"/a/*", "/a/b", true},
+    {"/a/*", "/a/", true},
+    {"/a/*", "/a", false},
+    {"/a/*", "/a/b/c", false},
+    {"/a/**", "/a/b/c", true},
+    {"/a/**", "/a/", true},
+    {"/a/**", "/ab", false},
+    {"/a/*/c", "/a/b/c", true},
+    {"/a/*/c", "/a/b/b/c", false},
+    {"/a/**/c", "/a/b/b/c", true},
+    {"/a/**c", "/a/b/xc", true},
+    {"/a*", "/abc", true},
+    {"/a*c", "/abc", true},
+    {"/a*c", "/ab/c", false},
+    {"/a**c", "/ab/c", true},
+    {"/*a*b*", "/xxaxxbxx", true},
+    {"/*a*b*", "/xxbxxaxx", false},
+    {"**", "/a/b", true},
+    {"*", "/a", false},
+    {"/A", "/a", false},
+    {"/a", "/A", false}, /* paths are case-sensitive */
+    {"/a", "/a?b", true},
+    {"/a", "/a?b=/c", true},
+    {"/a", "/?/a", false},
+    {"/*", "/a?b/c", true},
     {"/*b", "/a?b", false}, /* the query is not matched */
-    {"/abc", "/%61b%63", true},   {"/a b", "/a%20b", true},     {"/\xC3\xA9", "/%C3%A9", true}, {"/\xC3\xA9", "/%c3%a9", true},
-    {"/a%b", "/a%25b", true},     {"/a?b", "/a%3Fb", true},     {"/a%", "/a%", true},        {"/a%zz", "/a%zz", true},
-    {"/a%4", "/a%4", true},       {"/health*", "/healthz", true}, {"/health*", "/health/live", false},
-    {"/**/", "/a/b/", true},      {"/**/", "/a/b", false},      {"", "/", false},            {"/*.js", "/x.js", true},
-    {"/*.js", "/d/x.js", false},  {"/**.js", "/d/x.js", true},  {"/***", "/a/b", true},      {"/a", "", false},
-    {"/[a]", "/a", false},        {"/[a]", "/[a]", true},       {"/a.c", "/abc", false},     {"/\\a", "/a", false},
+    {"/abc", "/%61b%63", true},
+    {"/a b", "/a%20b", true},
+    {"/\xC3\xA9", "/%C3%A9", true},
+    {"/\xC3\xA9", "/%c3%a9", true},
+    {"/a%b", "/a%25b", true},
+    {"/a?b", "/a%3Fb", true},
+    {"/a%", "/a%", true},
+    {"/a%zz", "/a%zz", true},
+    {"/a%4", "/a%4", true},
+    {"/health*", "/healthz", true},
+    {"/health*", "/health/live", false},
+    {"/**/", "/a/b/", true},
+    {"/**/", "/a/b", false},
+    {"", "/", false},
+    {"/*.js", "/x.js", true},
+    {"/*.js", "/d/x.js", false},
+    {"/**.js", "/d/x.js", true},
+    {"/***", "/a/b", true},
+    {"/a", "", false},
+    {"/[a]", "/a", false},
+    {"/[a]", "/[a]", true},
+    {"/a.c", "/abc", false},
+    {"/\\a", "/a", false},
 };
 
-static void case_path_globs(void)
-{
+static void case_path_globs(void) {
     size_t i;
     for (i = 0; i < sizeof paths / sizeof paths[0]; i++) {
         char json[200], *s;
         snprintf(json, sizeof json, "{\"enabled\":true,\"errorRate\":100,\"exclude\":[],\"match\":{\"paths\":[\"");
         s = json + strlen(json);
-        { const char *g; for (g = paths[i].glob; *g; g++) { if (*g == '\\') *s++ = '\\'; *s++ = *g; } }
+        {
+            const char *g;
+            for (g = paths[i].glob; *g; g++) {
+                if (*g == '\\') *s++ = '\\';
+                *s++ = *g;
+            }
+        }
         strcpy(s, "\"]}}");
         if (!paths[i].glob[0] && chaos_config_parse(&cfg, json, strlen(json), NULL)) continue; /* an empty glob may be refused */
         CHECK_INT(chaos_config_parse(&cfg, json, strlen(json), NULL), CHAOS_OK);
@@ -427,8 +452,7 @@ static void case_path_globs(void)
 }
 
 /* A glob that backtracks badly must not hang the request: exponential backtracking over 40 stars would never end. */
-static void case_glob_cost(void)
-{
+static void case_glob_cost(void) {
     static char path[1000], json[400];
     size_t i;
     memset(path, 'a', sizeof path);
@@ -446,8 +470,7 @@ static void case_glob_cost(void)
 }
 
 /* Paths over 1,024 bytes (without the query) are never touched. */
-static void case_long_paths(void)
-{
+static void case_long_paths(void) {
     static char path[3000];
     memset(path, 'a', sizeof path - 1);
     path[0] = '/';
@@ -466,15 +489,13 @@ static void case_long_paths(void)
     CHECK(touches("GET", path, NULL));
 }
 
-static void case_methods(void)
-{
+static void case_methods(void) {
     config("{'enabled':true,'errorRate':100,'match':{'methods':['POST','PURGE']}}");
     CHECK(touches("POST", "/", NULL) && touches("PURGE", "/", NULL));
     CHECK(!touches("GET", "/", NULL) && !touches("POS", "/", NULL) && !touches("POSTS", "/", NULL) && !touches("post", "/", NULL));
 }
 
-static void case_headers(void)
-{
+static void case_headers(void) {
     config("{'enabled':true,'errorRate':100,'match':{'headers':{'X-Tenant':'acme-*','accept':'*/json'}}}");
     CHECK(touches("GET", "/", "x-tenant|acme-1|accept|application/json|"));
     CHECK(touches("GET", "/", "x-tenant|acme-a/b/c|accept|a/b/json|")); /* * crosses / here */
@@ -494,21 +515,32 @@ static void case_headers(void)
 static const struct {
     const char *path, *agent;
 } spared[] = {
-    {"/health", NULL},          {"/healthz", NULL},         {"/health-check", NULL},
-    {"/livez", NULL},           {"/readyz", NULL},          {"/ping", NULL},
-    {"/healthz?full=1", NULL},  {"/%68ealthz", NULL},       {"/x", "user-agent|ELB-HealthChecker/2.0|"},
+    {"/health", NULL},
+    {"/healthz", NULL},
+    {"/health-check", NULL},
+    {"/livez", NULL},
+    {"/readyz", NULL},
+    {"/ping", NULL},
+    {"/healthz?full=1", NULL},
+    {"/%68ealthz", NULL},
+    {"/x", "user-agent|ELB-HealthChecker/2.0|"},
     {"/x", "user-agent|kube-probe/1.29|"},
     {"/x", "user-agent|Amazon-Route53-Health-Check-Service (ref 1; report http://amzn.to/1vsZADi)|"},
 };
 static const struct {
     const char *path, *agent;
 } not_spared[] = {
-    {"/", NULL},          {"/health/live", NULL},          {"/api/healthz", NULL},         {"/pingu", NULL},
-    {"/livezz", NULL},    {"/x", "user-agent|curl/8.0|"},  {"/x", "user-agent|my kube-probe/1|"}, {"/x", "agent|kube-probe/1|"},
+    {"/", NULL},
+    {"/health/live", NULL},
+    {"/api/healthz", NULL},
+    {"/pingu", NULL},
+    {"/livezz", NULL},
+    {"/x", "user-agent|curl/8.0|"},
+    {"/x", "user-agent|my kube-probe/1|"},
+    {"/x", "agent|kube-probe/1|"},
 };
 
-static void case_default_exclude(void)
-{
+static void case_default_exclude(void) {
     static const char *const faults[] = {"'errorRate':100", "'latency':50", "'errorRate':50,'latency':50,'seed':3",
                                          "'rules':[{'name':'a','errorRate':100}]"};
     size_t f, i;
@@ -521,8 +553,7 @@ static void case_default_exclude(void)
     }
 }
 
-static void case_own_exclude(void)
-{
+static void case_own_exclude(void) {
     config("{'enabled':true,'errorRate':100,'exclude':['/admin/**','/x']}");
     CHECK(!touches("GET", "/admin/a/b", NULL) && !touches("GET", "/x", NULL) && !touches("GET", "/x?y", NULL));
     CHECK(touches("GET", "/healthz", NULL) && touches("GET", "/admin", NULL)); /* the list replaces the built-in one */
@@ -530,8 +561,7 @@ static void case_own_exclude(void)
 }
 
 /* ---- delays ---------------------------------------------------------------------------------------------------- */
-static void case_fixed(void)
-{
+static void case_fixed(void) {
     long i;
     config("{'enabled':true,'latency':123}");
     for (i = 0; i < 1000; i++) CHECK_INT(judge((unsigned long long)i).delay_us, 123000);
@@ -541,8 +571,7 @@ static void case_fixed(void)
     CHECK_INT(judge(1).kind, CHAOS_PASS);
 }
 
-static void case_uniform(void)
-{
+static void case_uniform(void) {
     long i, tenth[10] = {0};
     unsigned low = 0xFFFFFFFFu, high = 0;
     config("{'enabled':true,'latency':{'min':100,'max':200},'seed':3}");
@@ -561,8 +590,7 @@ static void case_uniform(void)
     for (i = 0; i < 10000; i++) CHECK(judge((unsigned long long)i).delay_us <= 900000000u);
 }
 
-static void case_exponential(void)
-{
+static void case_exponential(void) {
     static const unsigned means[] = {1, 20, 100, 3000};
     size_t m;
     for (m = 0; m < 4; m++) {
@@ -597,8 +625,7 @@ static void case_exponential(void)
     }
 }
 
-static void case_quantiles(void)
-{
+static void case_quantiles(void) {
     long i, p50 = 0, p95 = 0, p99 = 0, middle = 0;
     unsigned high = 0;
     config("{'enabled':true,'latency':{'p50':100,'p95':500,'p99':1000,'max':2000},'seed':3}");
@@ -620,8 +647,7 @@ static void case_quantiles(void)
 }
 
 /* A delay of 0 is no fault: it is not marked, logged or counted as one. */
-static void case_zero_delay(void)
-{
+static void case_zero_delay(void) {
     long i;
     config("{'enabled':true,'latency':{'p50':0,'p95':0,'p99':10,'max':10},'seed':3}");
     for (i = 0; i < 10000; i++) {
@@ -630,8 +656,7 @@ static void case_zero_delay(void)
     }
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     check_begin(argc, argv);
     CHECK_RUN(case_zero_and_hundred);
     CHECK_RUN(case_disabled_passes);

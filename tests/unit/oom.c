@@ -14,8 +14,7 @@ typedef struct heap {
     int calls, fail_at, live;
 } heap;
 
-static void *heap_alloc(void *user, size_t size)
-{
+static void *heap_alloc(void *user, size_t size) {
     heap *h = (heap *)user;
     void *p = NULL;
     if (__atomic_add_fetch(&h->calls, 1, __ATOMIC_SEQ_CST) != h->fail_at) p = malloc(size);
@@ -26,14 +25,12 @@ static void *heap_alloc(void *user, size_t size)
     return p;
 }
 
-static void heap_free(void *user, void *p)
-{
+static void heap_free(void *user, void *p) {
     if (p) __atomic_sub_fetch(&((heap *)user)->live, 1, __ATOMIC_SEQ_CST);
     free(p);
 }
 
-static void heap_desc(heap *h, chaos_desc *d, const char *config)
-{
+static void heap_desc(heap *h, chaos_desc *d, const char *config) {
     memset(h, 0, sizeof *h);
     memset(d, 0, sizeof *d);
     d->config = config;
@@ -43,16 +40,15 @@ static void heap_desc(heap *h, chaos_desc *d, const char *config)
     d->alloc_user = h;
 }
 
-static int count_fds(void)
-{
+static int count_fds(void) {
     int fd, count = 0;
     for (fd = 0; fd < 256; fd++) count += fcntl(fd, F_GETFD) >= 0;
     return count;
 }
 
-static void case_open(void)
-{
-    static const char *const configs[] = {NULL, "{\"enabled\":true,\"errorRate\":100}", "file:/nonexistent/chaos.json", "env:CHAOS_TEST_UNSET"};
+static void case_open(void) {
+    static const char *const configs[] = {NULL, "{\"enabled\":true,\"errorRate\":100}", "file:/nonexistent/chaos.json",
+                                          "env:CHAOS_TEST_UNSET"};
     size_t i;
     int n, fds = count_fds();
     for (i = 0; i < 4; i++)
@@ -81,8 +77,7 @@ static void case_open(void)
 }
 
 /* The handle that follows a failed open works. */
-static void case_open_again(void)
-{
+static void case_open_again(void) {
     heap h;
     chaos_desc d;
     chaos *c;
@@ -99,8 +94,7 @@ static void case_open_again(void)
 }
 
 /* No handle, no file descriptors left: a failing system call, not a crash. */
-static void case_no_descriptors(void)
-{
+static void case_no_descriptors(void) {
     struct rlimit before, none;
     heap h;
     chaos_desc d;
@@ -130,8 +124,7 @@ typedef struct run {
 } run;
 
 /* One request through the proxy, then stop. Whatever fails ends within the timeouts. */
-static void *client(void *arg)
-{
+static void *client(void *arg) {
     static const char request[] = "GET / HTTP/1.0\r\nHost: a\r\n\r\n";
     run *r = (run *)arg;
     struct sockaddr_in to;
@@ -151,16 +144,14 @@ static void *client(void *arg)
     return NULL;
 }
 
-static void listening(void *user, const char *address)
-{
+static void listening(void *user, const char *address) {
     run *r = (run *)user;
     snprintf(r->address, sizeof r->address, "%s", address);
     r->has_client = pthread_create(&r->client, NULL, client, r) == 0;
 }
 
 /* A port that nobody listens on. */
-static int closed_port(void)
-{
+static int closed_port(void) {
     struct sockaddr_in at;
     socklen_t len = sizeof at;
     int fd = socket(AF_INET, SOCK_STREAM, 0);
@@ -173,8 +164,7 @@ static int closed_port(void)
 }
 
 /* The n-th allocation after chaos_open fails, while the proxy runs. False = there were fewer. */
-static bool proxy_fails_at(int n)
-{
+static bool proxy_fails_at(int n) {
     heap h;
     run r;
     chaos_desc d;
@@ -211,8 +201,7 @@ static bool proxy_fails_at(int n)
     return reached;
 }
 
-static void case_proxy_run(void)
-{
+static void case_proxy_run(void) {
     int n = 1, fds = count_fds();
     for (;; n++) {
         check_where("allocation %d of the proxy", n);
@@ -223,8 +212,7 @@ static void case_proxy_run(void)
 }
 #endif
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     check_begin(argc, argv);
     unsetenv("CHAOS_CONFIG");
     CHECK_RUN(case_open);

@@ -15,9 +15,9 @@ static const char *file_path = CHECK_DIR "/vectors/verdicts.txt";
 static chaos_config cfg;
 
 /* ---- what is recorded ------------------------------------------------------------------------------------------ */
-#define RULES                                                                                                     \
-    "\"rules\":[{\"name\":\"pay\",\"match\":{\"methods\":[\"POST\"],\"paths\":[\"/pay/**\"]},\"errorRate\":50,"    \
-    "\"errorStatus\":402},{\"name\":\"search\",\"match\":{\"paths\":[\"/search*\",\"/s/*\"]},\"latency\":"         \
+#define RULES                                                                                                   \
+    "\"rules\":[{\"name\":\"pay\",\"match\":{\"methods\":[\"POST\"],\"paths\":[\"/pay/**\"]},\"errorRate\":50," \
+    "\"errorStatus\":402},{\"name\":\"search\",\"match\":{\"paths\":[\"/search*\",\"/s/*\"]},\"latency\":"      \
     "{\"p50\":20,\"p95\":200,\"p99\":900,\"max\":2000}},{\"name\":\"rest\",\"errorRate\":3}]"
 
 static const char *const configs[] = {
@@ -50,19 +50,19 @@ static const char *const configs[] = {
 static const struct {
     const char *method, *path;
 } requests[] = {
-    {"GET", "/"},           {"POST", "/pay/42/now"}, {"GET", "/search?q=a/b"}, {"GET", "/s/%C3%A9"},
-    {"GET", "/healthz"},    {"PUT", "/s/a/b"},       {"POST", "/pay/"},        {"DELETE", "/%73earch"},
+    {"GET", "/"},        {"POST", "/pay/42/now"}, {"GET", "/search?q=a/b"}, {"GET", "/s/%C3%A9"},
+    {"GET", "/healthz"}, {"PUT", "/s/a/b"},       {"POST", "/pay/"},        {"DELETE", "/%73earch"},
 };
 
 static const unsigned long long keys[] = {0, 1, 2, 0xFFFFFFFFull, 0x100000000ull, 0xFFFFFFFFFFFFFFFFull, 0x8000000000000000ull};
 
-static const char *const texts[] = {"", "a", "user-7", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "\xC3\xA9\xFF\x80", "i-0abc", "node-1", "node-2"};
+static const char *const texts[] = {
+    "", "a", "user-7", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "\xC3\xA9\xFF\x80", "i-0abc", "node-1", "node-2"};
 
 #define COUNT(a) (sizeof(a) / sizeof((a)[0]))
 
 /* ---- one line --------------------------------------------------------------------------------------------------- */
-static void verdict_line(char *line, size_t cap, const char *method, const char *path, unsigned long long key)
-{
+static void verdict_line(char *line, size_t cap, const char *method, const char *path, unsigned long long key) {
     chaos_request q;
     chaos_verdict v;
     memset(&q, 0, sizeof q);
@@ -74,8 +74,7 @@ static void verdict_line(char *line, size_t cap, const char *method, const char 
 }
 
 /* What a text key and an instance id become. The bytes stand in hex. */
-static void text_line(char *line, size_t cap, const char *text)
-{
+static void text_line(char *line, size_t cap, const char *text) {
     char digits[256] = "-";
     size_t i;
     for (i = 0; text[i] && i < 100; i++) snprintf(digits + 2 * i, 3, "%02x", (unsigned)(unsigned char)text[i]);
@@ -83,14 +82,10 @@ static void text_line(char *line, size_t cap, const char *text)
              chaosi_canary_slot(chaosi_str(text)));
 }
 
-static bool read_config(const char *json)
-{
-    return chaos_config_parse(&cfg, json, strlen(json), NULL) == CHAOS_OK;
-}
+static bool read_config(const char *json) { return chaos_config_parse(&cfg, json, strlen(json), NULL) == CHAOS_OK; }
 
 /* ---- write ------------------------------------------------------------------------------------------------------ */
-static int write_file(void)
-{
+static int write_file(void) {
     FILE *f = fopen(file_path, "w");
     char line[1024];
     unsigned long long random = 20260101;
@@ -117,8 +112,7 @@ static int write_file(void)
 }
 
 /* ---- verify ----------------------------------------------------------------------------------------------------- */
-static void from_hex(const char *hex, char *text)
-{
+static void from_hex(const char *hex, char *text) {
     unsigned byte;
     size_t n = 0;
     for (; hex[0] != '-' && hex[0] && hex[1] && sscanf(hex, "%2x", &byte) == 1; hex += 2) text[n++] = (char)byte;
@@ -127,8 +121,7 @@ static void from_hex(const char *hex, char *text)
 
 static int verdicts, texts_seen, wanted_configs;
 
-static void verify_line(const char *line)
-{
+static void verify_line(const char *line) {
     char got[1024], first[512], second[512];
     unsigned long long key;
     if (!strncmp(line, "config ", 7)) {
@@ -148,8 +141,7 @@ static void verify_line(const char *line)
     }
 }
 
-static void case_verdicts(void)
-{
+static void case_verdicts(void) {
     FILE *f = fopen(file_path, "r");
     char line[1024];
     int number = 0;
@@ -168,10 +160,10 @@ static void case_verdicts(void)
 }
 
 /* The file must not be able to agree by being all the same: every kind and every rule is in it. */
-static void case_variety(void)
-{
-    static const char *const words[] = {"= pass ", "= latency ", "= bandwidth ", "= error ", "= reset ", "= close ", "= hang ", "after 1",
-                                        "bandwidth 64", "rule 0", "rule 1", "rule 2", "rule 3", "status 402", "status 429"};
+static void case_variety(void) {
+    static const char *const words[] = {"= pass ",  "= latency ", "= bandwidth ", "= error ",     "= reset ",
+                                        "= close ", "= hang ",    "after 1",      "bandwidth 64", "rule 0",
+                                        "rule 1",   "rule 2",     "rule 3",       "status 402",   "status 429"};
     int seen[COUNT(words)] = {0};
     FILE *f = fopen(file_path, "r");
     char line[1024];
@@ -188,8 +180,7 @@ static void case_variety(void)
 }
 
 /* The same key through a handle rolls as chaos_judge does with the key the file names. */
-static void case_text_keys_through_a_handle(void)
-{
+static void case_text_keys_through_a_handle(void) {
     chaos_desc d;
     chaos *c;
     size_t i;
@@ -207,8 +198,7 @@ static void case_text_keys_through_a_handle(void)
     chaos_close(c);
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     int i;
     bool write = false;
     for (i = 1; i < argc; i++) {
