@@ -32,7 +32,7 @@ static struct {
 static size_t seed_count;
 static unsigned char input[MOST];
 static size_t input_len;
-static const char *prefix = "";
+static const char *prefix = ""; /* of the file for the failing input */
 static unsigned long long random_state = 1;
 
 static const char *const words[] = {
@@ -103,7 +103,7 @@ static void on_crash(int sig) {
     int fd;
     memcpy(path, prefix, len);
     memcpy(path + len, "crash", 6);
-    fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0644);
+    fd = len ? open(path, O_WRONLY | O_CREAT | O_TRUNC, 0644) : -1; /* no prefix, no file */
     while (fd >= 0 && done < input_len) {
         ssize_t n = write(fd, input + done, input_len - done);
         if (n <= 0) break;

@@ -1022,7 +1022,7 @@ static void case_canary(void) {
 static void case_canary_is_sticky(void) {
     int i;
     for (i = 0; i < 50; i++) {
-        char name[16];
+        char name[32];
         bool first;
         rig *r = rig_new(&the_rig);
         snprintf(name, sizeof name, "node-%d", i);
