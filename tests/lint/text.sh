@@ -20,7 +20,7 @@ tab=$(printf '\t')
 while read -r f; do
     [ "$f" = Makefile ] || grep -nH "$tab" "$f" | sed 's/:.*//' | uniq -c | awk '{ print $2 ": " $1 " lines with tabs" }'
     case $f in *.md) ;; *) grep -nHE '[[:blank:]]+$' "$f" | cut -d: -f1,2 | sed 's/$/: trailing blanks/' ;; esac
-    grep -nHE '/(root|home/[a-z]+)/|/work/[a-z]|(^|[^A-Za-z0-9_])(T[O]DO|F[I]XME|X[X]X)([^A-Za-z0-9_]|$)' "$f" | sed 's/^/look at: /'
+    grep -nHE '/(root|home/[a-z]+)/|(^|[^A-Za-z0-9_])(T[O]DO|F[I]XME|X[X]X)([^A-Za-z0-9_]|$)' "$f" | sed 's/^/look at: /'
     [ -z "$(tail -c 1 "$f")" ] || echo "$f: no newline at its end"
     if LC_ALL=C grep -q "$(printf '\r')\$" "$f"; then echo "$f: DOS line ends"; fi
 done <"$files" >"$dir/found"
