@@ -242,8 +242,8 @@ static void print_table(void) {
     printf("  ---------------------------------------------------------------------------\n");
     for (i = 0; i < PHASES; i++) {
         const phase *p = &phases[i];
-        printf("  %-12s  %8d  %6d  %4d  %4.1f %%  %12.2f  %8.2f  %8.2f\n", p->name, TOTAL, p->ok, p->injected,
-               100.0 * p->injected / TOTAL, p->p50, p->p95, p->p99);
+        printf("  %-12s  %8d  %6d  %4d  %4.1f %%  %12.2f  %8.2f  %8.2f\n", p->name, TOTAL, p->ok, p->injected, 100.0 * p->injected / TOTAL,
+               p->p50, p->p95, p->p99);
     }
 }
 
@@ -334,8 +334,8 @@ int main(int argc, char **argv) {
     upstream_port = start(0, (char *[]){upstream_program, (char *)"--listen", (char *)"127.0.0.1:0", NULL});
     snprintf(upstream, sizeof upstream, "http://127.0.0.1:%d", upstream_port);
     proxy_port = start(1, (char *[]){proxy_program, (char *)"--listen", (char *)"127.0.0.1:0", (char *)"--upstream", upstream,
-                                     (char *)"--config", config, (char *)"--ttl", (char *)"200", (char *)"--instance",
-                                     (char *)"demo", (char *)"--drain", (char *)"1000", (char *)"--quiet", NULL});
+                                     (char *)"--config", config, (char *)"--ttl", (char *)"200", (char *)"--instance", (char *)"demo",
+                                     (char *)"--drain", (char *)"1000", (char *)"--quiet", NULL});
 
     printf("\n  %d clients -> chaos-proxy :%d -> chaos-upstream :%d\n", CLIENTS, proxy_port, upstream_port);
     printf("  %s\n", config);

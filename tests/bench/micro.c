@@ -248,8 +248,8 @@ static void bench_decide(void) {
 
     at = (size_t)snprintf(rules, sizeof rules, "{\"enabled\":true,\"latency\":200,\"errorRate\":5,\"rules\":[");
     for (i = 0; i < 16; i++)
-        at += (size_t)snprintf(rules + at, sizeof rules - at, "%s{\"name\":\"rule%d\",\"match\":{\"paths\":[\"%s\"]}}",
-                               i ? "," : "", i, i < 15 ? "/api/*/users/**" : "/api/*/orders/**");
+        at += (size_t)snprintf(rules + at, sizeof rules - at, "%s{\"name\":\"rule%d\",\"match\":{\"paths\":[\"%s\"]}}", i ? "," : "", i,
+                               i < 15 ? "/api/*/users/**" : "/api/*/orders/**");
     snprintf(rules + at, sizeof rules - at, "]}");
     c = open_or_die(rules);
     row("chaos_decide on, 16 rules, the last matches, " HOW, cost(c, 500000 / scale), "ns", 400, "");
@@ -288,8 +288,7 @@ static void bench_allocations(void) {
     unsigned long before = allocations;
     if (!COUNTS_ALLOCATIONS) return;
     loop_decide(c, 10000);
-    printf("chaos_decide on, allocations in 10,000 calls\t%lu\t0\t%s\n", allocations - before,
-           allocations == before ? "ok" : "over");
+    printf("chaos_decide on, allocations in 10,000 calls\t%lu\t0\t%s\n", allocations - before, allocations == before ? "ok" : "over");
     chaos_close(c);
 }
 

@@ -4,15 +4,14 @@
 #include "../../chaos.h"
 #include <stdio.h>
 
-static void close_and_tell(chaos *c)
-{
+static void close_and_tell(chaos *c) {
     chaos_report r;
     chaos_stats(c, &r);
     chaos_close(c);
     printf("{\"requests\":%llu,\"latency\":%llu,\"error\":%llu,\"delay_ms\":%llu,\"waiting\":%llu,\"proxied\":%llu,"
            "\"log_suppressed\":%llu,\"log_dropped\":%llu,\"upstream_errors\":%llu,\"rejected\":%llu,\"connections_now\":%llu}\n",
-           r.requests, r.injected[CHAOS_DELAY], r.injected[CHAOS_STATUS], r.delay_ms, r.waiting, r.proxied,
-           r.log_suppressed, r.log_dropped, r.upstream_errors, r.rejected, r.connections_now);
+           r.requests, r.injected[CHAOS_DELAY], r.injected[CHAOS_STATUS], r.delay_ms, r.waiting, r.proxied, r.log_suppressed, r.log_dropped,
+           r.upstream_errors, r.rejected, r.connections_now);
     fflush(stdout);
 }
 
