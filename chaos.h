@@ -498,7 +498,6 @@ typedef unsigned char chaosi_u8;
 typedef uint16_t chaosi_u16;
 typedef uint32_t chaosi_u32;
 typedef uint64_t chaosi_u64;
-typedef int64_t chaosi_i64;
 
 /* ==== >>base ================================================================================================== */
 #define CHAOSI_MS    ((chaosi_u64)1000000) /* ns */
