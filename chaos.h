@@ -298,6 +298,8 @@ typedef struct chaos_report {
     unsigned long long connections;                /* proxy: accepted */
     unsigned long long proxied;                    /* proxy: replies relayed from the upstream */
     unsigned long long rejected;                   /* proxy: own 4xx */
+    unsigned long long skipped;                    /* proxy: of the injected, truncate or corrupt that found no body to damage */
+    unsigned long long capped_ms;                  /* proxy: time in which max_connections set the pace, not the fault */
     unsigned long long upstream_errors;            /* proxy: own 502, 504 and cut replies */
 } chaos_report;
 
