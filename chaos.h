@@ -480,6 +480,10 @@ CHAOS_POINT(void, chaos_proxy_stop, (chaos * c), (void)c)
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/uio.h>
+#if defined(__linux__) && !defined(CHAOSI_NO_EPOLL)
+#define CHAOSI_EPOLL
+#include <sys/epoll.h>
+#endif
 #endif
 
 #if defined(__GNUC__) || defined(__clang__)
@@ -2657,7 +2661,8 @@ CHAOSI_FN bool chaosi_thread(pthread_t *t, void *(*fn)(void *), void *arg) {
 /* Message heads and chunked framing, bytes only. Strict where request smuggling lives (RFC 9112 sections 2.2, 3, 5, 6, 7):
    only CRLF ends a line, one Host, one framing, no folds, no bare CR, no NUL. */
 #define CHAOSI_FIELDS_MAX      100
-#define CHAOSI_CHUNK_EXTRA_MAX 8192 /* bytes of extensions and trailers in one body */
+#define CHAOSI_CHUNK_EXTRA_MAX 8192 /* bytes of chunk extensions in one body */
+#define CHAOSI_TRAILERS_MAX    4096 /* bytes of trailers in one body */
 
 typedef struct chaosi_field {
     chaosi_span name, value;
@@ -2670,6 +2675,9 @@ typedef struct chaosi_head {
     int status, minor;     /* HTTP/1.minor, 0 or 1 */
     int count;
     bool chunked, has_length, keep_alive, expects;
+    bool tunnel;          /* asks to become another protocol, here: bytes both ways */
+    bool trailers;        /* TE: trailers */
+    chaosi_span protocol; /* of Upgrade */
     chaosi_u64 length;
     int hosts;
     chaosi_field fields[CHAOSI_FIELDS_MAX];
@@ -2780,8 +2788,13 @@ CHAOSI_FN int chaosi_field_meaning(chaosi_head *h, const chaosi_field *f) {
         while (chaosi_next_element(&list, &element)) {
             if (element.len && !chaosi_is_token(element)) return 400;
             if (chaosi_is(element, "close")) h->keep_alive = false;
+            else if (chaosi_is(element, "upgrade")) h->tunnel = true;
             else if (h->minor == 0 && chaosi_is(element, "keep-alive")) h->keep_alive = true;
         }
+    } else if (chaosi_is(f->name, "upgrade")) {
+        if (!h->protocol.len) h->protocol = f->value;
+    } else if (chaosi_is(f->name, "te")) {
+        while (chaosi_next_element(&list, &element)) h->trailers = h->trailers || chaosi_is(element, "trailers");
     } else if (chaosi_is(f->name, "host")) {
         h->hosts++;
         if (!chaosi_is_host(f->value)) return 400;
@@ -2794,7 +2807,7 @@ CHAOSI_FN int chaosi_field_meaning(chaosi_head *h, const chaosi_field *f) {
 
 /* The fields and the empty line, from pos. >0 = bytes consumed, 0 = need more, <0 = minus the status. */
 CHAOSI_FN int chaosi_fields(chaosi_head *h, const char *buf, size_t len, size_t pos, bool reply) {
-    chaosi_span line;
+    chaosi_span line, protocols;
     const char *colon;
     chaosi_field f;
     int r, status;
@@ -2818,6 +2831,9 @@ CHAOSI_FN int chaosi_fields(chaosi_head *h, const char *buf, size_t len, size_t 
         if (status) return -status;
     }
     if (h->chunked && (h->has_length || h->minor == 0)) return -400;
+    h->tunnel = h->tunnel && h->protocol.len && h->minor && !h->chunked && !h->length;
+    protocols = h->protocol;
+    while (h->tunnel && chaosi_next_element(&protocols, &line)) h->tunnel = !chaosi_is(line, "h2c"); /* a way around this parser */
     return (int)pos;
 }
 
@@ -2917,7 +2933,9 @@ typedef struct chaosi_chunked {
     chaosi_chunk_state state;
     int digits;
     chaosi_u64 left; /* of the chunk; while its size is read, the size so far */
-    size_t extra;    /* bytes of extensions and trailers so far */
+    size_t extra;    /* bytes of extensions so far */
+    size_t trailers_len;
+    char trailers[CHAOSI_TRAILERS_MAX]; /* whole lines; last, so that a start need not clear it */
 } chaosi_chunked;
 
 /* One byte that is not data: the next state. */
@@ -2951,7 +2969,7 @@ CHAOSI_FN chaosi_chunk_state chaosi_chunk_byte(chaosi_chunked *d, char c) {
 }
 
 /* Decodes buf[0..len) in place: *made bytes of body now stand at buf, *used bytes were taken (what follows belongs to the
-   next message). 1 = the body is complete, 0 = need more, -1 = malformed. Extensions and trailers are dropped. */
+   next message). 1 = the body is complete, 0 = need more, -1 = malformed. Extensions are dropped, trailers kept. */
 CHAOSI_FN int chaosi_chunked_feed(chaosi_chunked *d, char *buf, size_t len, size_t *used, size_t *made) {
     size_t i = 0, n = 0;
     while (i < len && d->state != CHAOSI_CHUNK_DONE && d->state != CHAOSI_CHUNK_BAD) {
@@ -2964,9 +2982,13 @@ CHAOSI_FN int chaosi_chunked_feed(chaosi_chunked *d, char *buf, size_t len, size
             if (!d->left) d->state = CHAOSI_CHUNK_DATA_CR;
             continue;
         }
-        if (d->state == CHAOSI_CHUNK_EXTENSION || d->state >= CHAOSI_CHUNK_TRAILER) d->extra++;
-        d->state = d->extra > CHAOSI_CHUNK_EXTRA_MAX ? CHAOSI_CHUNK_BAD : chaosi_chunk_byte(d, buf[i++]);
+        if (d->state == CHAOSI_CHUNK_EXTENSION) d->extra++;
+        if (d->state >= CHAOSI_CHUNK_TRAILER && d->trailers_len < CHAOSI_TRAILERS_MAX) d->trailers[d->trailers_len++] = buf[i];
+        d->state =
+            d->extra > CHAOSI_CHUNK_EXTRA_MAX || d->trailers_len == CHAOSI_TRAILERS_MAX ? CHAOSI_CHUNK_BAD : chaosi_chunk_byte(d, buf[i]);
+        i++;
     }
+    if (d->state == CHAOSI_CHUNK_DONE) d->trailers_len -= 2; /* the empty line */
     *used = i;
     *made = n;
     return d->state == CHAOSI_CHUNK_DONE ? 1 : d->state == CHAOSI_CHUNK_BAD ? -1 : 0;
@@ -3001,8 +3023,8 @@ CHAOSI_FN chaosi_span chaosi_field_value(const chaosi_head *h, const char *name)
 
 /* Fields that belong to one connection and are made afresh for the next (RFC 9110 section 7.6.1). */
 CHAOSI_FN bool chaosi_is_hop_by_hop(const chaosi_head *h, chaosi_span name) {
-    static const char *const always[] = {"connection", "keep-alive",        "proxy-connection", "te",
-                                         "trailer",    "transfer-encoding", "upgrade",          "content-length"};
+    static const char *const always[] = {"connection",        "keep-alive", "proxy-connection", "te",
+                                         "transfer-encoding", "upgrade",    "content-length"};
     chaosi_span list, element;
     size_t k;
     int i;
@@ -3015,6 +3037,44 @@ CHAOSI_FN bool chaosi_is_hop_by_hop(const chaosi_head *h, chaosi_span name) {
             if (chaosi_same_nocase(element, name)) return true;
     }
     return false;
+}
+
+/* Drops from trailer lines, in place, what must not stand there: framing, routing, controls, credentials, and what describes the
+   content (RFC 9110 section 6.5.1). Returns the new length. */
+CHAOSI_FN size_t chaosi_clean_trailers(const chaosi_head *h, char *lines, size_t len) {
+    static const char *const never[] = {"host",
+                                        "content-encoding",
+                                        "content-type",
+                                        "content-range",
+                                        "authorization",
+                                        "cookie",
+                                        "set-cookie",
+                                        "cache-control",
+                                        "expect",
+                                        "trailer",
+                                        "via",
+                                        "x-forwarded-for",
+                                        "forwarded",
+                                        "x-forwarded-host",
+                                        "x-forwarded-proto",
+                                        "range",
+                                        "proxy-authorization",
+                                        "max-forwards",
+                                        "location",
+                                        "www-authenticate",
+                                        "x-chaos-injected"};
+    const size_t count = sizeof never / sizeof never[0];
+    size_t at = 0, kept = 0, k;
+    chaosi_span line, name;
+    while (chaosi_line_at(lines, len, at, &line) > 0) {
+        at += line.len + 2;
+        name = chaosi_of(line.at, (size_t)((const char *)memchr(line.at, ':', line.len) - line.at));
+        for (k = 0; k < count && !chaosi_is(name, never[k]); k++) {}
+        if (k < count || chaosi_is_hop_by_hop(h, name)) continue;
+        memmove(lines + kept, line.at, line.len + 2);
+        kept += line.len + 2;
+    }
+    return kept;
 }
 
 CHAOSI_FN void chaosi_put_span(chaosi_out *o, chaosi_span s) { chaosi_put(o, s.at, s.len); }
@@ -3071,6 +3131,10 @@ CHAOSI_FN void chaosi_put_request(chaosi_out *o, const chaosi_head *h, const cha
     if (!chaosi_field_value(h, "x-forwarded-proto").at) chaosi_put_field(o, chaosi_str("X-Forwarded-Proto"), chaosi_str("http"));
     if (!chaosi_field_value(h, "x-forwarded-host").at)
         chaosi_put_field(o, chaosi_str("X-Forwarded-Host"), h->authority.len ? h->authority : chaosi_field_value(h, "host"));
+    if (h->tunnel || h->trailers)
+        chaosi_puts(o, !h->trailers ? "Connection: Upgrade\r\n" : h->tunnel ? "Connection: Upgrade, TE\r\n" : "Connection: TE\r\n");
+    if (h->trailers) chaosi_puts(o, "TE: trailers\r\n");
+    if (h->tunnel) chaosi_put_field(o, chaosi_str("Upgrade"), h->protocol);
     chaosi_put_framing(o, h->chunked, h->has_length, h->length);
     chaosi_puts(o, "\r\n");
 }
@@ -3660,36 +3724,68 @@ CHAOSI_FN void chaosi_count_outcome(chaos *c, int status, chaosi_u64 us) {
 
 #ifndef CHAOS_NO_PROXY
 /* ==== >>proxy ================================================================================================= */
-/* A blocking proxy. Workers accept for themselves; a worker serves one connection at a time in straight-line code: read a
-   head, decide, fault or forward, stream the reply. Upstream sockets live in a LIFO pool and are taken after the delay. */
+/* A blocking proxy. A connection without a request is parked in one epoll set; a worker that waits there takes the next that
+   has something to say and serves it in straight-line code: read a head, decide, fault or forward, stream the reply, park.
+   Upstream sockets live in a LIFO pool and are taken after the delay. Without epoll a worker stays with its connection. */
 #define CHAOSI_BODY_BUFFER     65536u
 #define CHAOSI_HEAD_ROOM       2048u /* what forwarding adds to a head */
-#define CHAOSI_SPARE_WORKERS   16    /* idle workers kept for the next connections */
+#define CHAOSI_SPARE_WORKERS   16    /* idle workers that stay */
+#define CHAOSI_FRESH_MS        20    /* a new connection's first bytes are waited for this long before it is parked */
+#define CHAOSI_GROW_MS         5     /* how often it is looked whether more workers are needed */
+#define CHAOSI_RESOLVE_MS      30000 /* the upstream's name is looked up again */
+#define CHAOSI_INTERIMS_MAX    32
 #define CHAOSI_POOL_IDLE_NS    (30000 * CHAOSI_MS)
 #define CHAOSI_POST_IDLE_NS    (500 * CHAOSI_MS)
 #define CHAOSI_INJECT_BODY_MAX 65536u /* a request body this long is read before an injected answer, within 1 s */
 #define CHAOSI_HANG_MAX_NS     (900000 * CHAOSI_MS)
-#define CHAOSI_MODES_PROXY     (CHAOSI_MODES_IN_PROCESS | 1u << CHAOS_RESET | 1u << CHAOS_CLOSE | 1u << CHAOS_HANG | 1u << CHAOS_PACE)
+#define CHAOSI_TOLD_NS         (60000 * CHAOSI_MS) /* one log line in this time for each kind of refusal */
+#define CHAOSI_MODES_PROXY     ((1u << CHAOS_KIND_COUNT) - 1)
+#ifdef CHAOSI_EPOLL
+#define CHAOSI_EAGER_WORKERS 64 /* so many are started at once when needed; more only while requests are slow */
+#else
+#define CHAOSI_EAGER_WORKERS INT_MAX
+#endif
+#ifndef CHAOSI_LATE
+#define CHAOSI_LATE(ns) ((void)(ns)) /* for the benchmark: how long after its end an injected delay was noticed */
+#endif
 
 typedef struct chaosi_idle {
     int fd;
     chaosi_u64 since;
 } chaosi_idle;
 
+typedef enum chaosi_place { CHAOSI_FREE, CHAOSI_BUSY, CHAOSI_PARKED } chaosi_place;
+
+/* A client's connection: all that a parked one costs besides its socket. Whoever moves `place` away from PARKED owns it. */
+typedef struct chaosi_client {
+    int fd;
+    chaosi_u32 place; /* to and from FREE under the lock */
+    bool known;       /* to epoll */
+    chaosi_u64 since; /* when it was parked */
+    struct chaosi_client *next_free;
+    char peer[48];
+} chaosi_client;
+
 typedef struct chaosi_proxy {
     chaos *c;
-    chaos_proxy_desc d; /* defaults filled in */
-    int listener;
-    char host[256], host_port[300], prefix[1024]; /* of the upstream; host_port as Host would say it */
-    chaosi_address addresses[CHAOSI_ADDRESSES];
-    int address_count;
-    pthread_mutex_t lock; /* guards what follows */
+    chaos_proxy_desc d;                                    /* defaults filled in */
+    int listener, ready;                                   /* ready: the epoll set of parked clients, the listener and the stop pipe */
+    char host[256], port[8], host_port[300], prefix[1024]; /* of the upstream; host_port as Host would say it */
+    chaosi_u32 idle, served, starving, dial_failed;
+    chaosi_u32 stopping, hard;
+    chaosi_u64 told[32];  /* when each outcome was logged last */
+    int bell[2];          /* a pipe: no worker is idle, and the eager ones are used up */
+    pthread_mutex_t lock; /* guards what follows, and each worker's `upstream` */
     struct chaosi_worker *workers;
-    int worker_count, idle_count, idle_upstreams;
+    int worker_count, idle_upstreams, address_count, client_count;
+    chaosi_u64 full_since, full_ns; /* when client_count reached its limit; what of such time is not counted yet */
+    bool full_told;
+    chaosi_address addresses[CHAOSI_ADDRESSES];
+    chaosi_client *clients, *free_clients; /* max_connections places; client_used of them were used */
+    int client_used;
     chaosi_idle *pool; /* max_connections entries, the last one used on top */
     pthread_t gone;    /* the worker that left last, not joined yet */
     bool has_gone;
-    chaosi_u32 stopping, hard;
 } chaosi_proxy;
 
 typedef enum chaosi_body { CHAOSI_BODY_NONE, CHAOSI_BODY_LENGTH, CHAOSI_BODY_CHUNKED, CHAOSI_BODY_CLOSE } chaosi_body;
@@ -3719,24 +3815,23 @@ typedef enum chaosi_body { CHAOSI_BODY_NONE, CHAOSI_BODY_LENGTH, CHAOSI_BODY_CHU
 #define CHAOSI_OUTCOME_ID(id, status, error, text) id,
 typedef enum chaosi_outcome { CHAOSI_OUTCOMES(CHAOSI_OUTCOME_ID) CHAOSI_OUTCOME_COUNT } chaosi_outcome;
 
-typedef struct chaosi_refusal {
+#define CHAOSI_OUTCOME_ROW(id, status, error, text) {status, error, text},
+static const struct chaosi_refusal {
     int status;
     const char *error, *text;
-} chaosi_refusal;
-
-#define CHAOSI_OUTCOME_ROW(id, status, error, text) {status, error, text},
-static const chaosi_refusal chaosi_refusals[CHAOSI_OUTCOME_COUNT] = {CHAOSI_OUTCOMES(CHAOSI_OUTCOME_ROW)};
+} chaosi_refusals[CHAOSI_OUTCOME_COUNT] = {CHAOSI_OUTCOMES(CHAOSI_OUTCOME_ROW)};
 
 /* One direction of one message: raw bytes come into buf, are framed, and go out. */
 typedef struct chaosi_flow {
     int from, to; /* to -1 = discard */
     char *buf;
     size_t cap, at, len; /* raw bytes at buf[at..at+len) */
+    const chaosi_head *head;
     chaosi_body body;
-    bool chunk_out; /* frame as chunked for the receiver */
-    chaosi_u64 left;
-    chaosi_chunked chunk;
-    struct iovec out[4]; /* what is on its way to `to` */
+    bool chunk_out;            /* frame as chunked for the receiver */
+    chaosi_u64 left, position; /* body bytes to come (of a known length), and framed so far */
+    chaosi_u8 damage;          /* CHAOS_TRUNCATE, CHAOS_CORRUPT or 0 */
+    struct iovec out[7];       /* what is on its way to `to` */
     int out_count;
     size_t used;  /* raw bytes that `out` stands for */
     size_t slice; /* most body bytes a piece, 0 = no limit (bandwidth) */
@@ -3744,48 +3839,58 @@ typedef struct chaosi_flow {
     char size_line[24];
     chaosi_u64 moved; /* bytes sent */
     bool ended;       /* the body's last byte has been framed */
+    bool cut;         /* ended before its time, on purpose */
     bool done, eof, send_failed, bad;
+    chaosi_chunked chunk;
 } chaosi_flow;
 
 typedef struct chaosi_worker {
     chaosi_proxy *p;
     struct chaosi_worker *next;
-    int client, upstream; /* -1 = none; changed under p->lock */
-    chaosi_u32 idle;      /* waits for a request */
+    chaosi_client *who;
+    int client, upstream; /* upstream: -1 = none; changed under p->lock */
     bool reused;          /* the upstream socket has served before */
-    char peer[64];
     char *in, *rep, *out; /* client's bytes, upstream's bytes, the head being sent */
     size_t in_cap, rep_cap, out_cap;
     size_t in_len, rep_len;
     size_t head_len; /* of the request in `in` */
     chaosi_head req, reply;
-    chaosi_flow up, down;
     chaos_verdict verdict;
     bool replied; /* the client has got part of a final reply */
     bool close;   /* the client's connection ends after this reply */
     bool lingers; /* there may be unread input: a plain close would be an RST and could destroy the reply */
+    bool ready;   /* the client has something to say */
+    bool parks;   /* it has not: the connection waits without a worker */
+    chaosi_flow up, down;
 } chaosi_worker;
 
 CHAOSI_FN chaosi_u64 chaosi_in(int ms) { return chaosi_clock(false) + (chaosi_u64)(unsigned)ms * CHAOSI_MS; }
 
-/* -- sockets of a worker; the lock keeps a hard stop from shutting down a number that was closed meanwhile -- */
-CHAOSI_FN void chaosi_set_fd(chaosi_worker *w, int *place, int fd) {
+CHAOSI_FN void chaosi_note(chaos *c, const char *action, const char *key, const char *value, const char *reason) {
+    char buf[CHAOSI_LINE_MAX];
+    chaosi_out o = chaosi_line(c, buf, "warn", action);
+    chaosi_put_str(&o, key, value);
+    chaosi_put_str(&o, "reason", reason);
+    chaosi_emit(c, &o);
+}
+
+/* -- upstream -- */
+/* Under the lock, so that a hard stop never shuts down a number that was closed meanwhile. */
+CHAOSI_FN void chaosi_set_upstream(chaosi_worker *w, int fd) {
     pthread_mutex_lock(&w->p->lock);
-    *place = fd;
+    w->upstream = fd;
     if (fd >= 0 && CHAOSI_LOAD(&w->p->hard)) shutdown(fd, SHUT_RDWR);
     pthread_mutex_unlock(&w->p->lock);
 }
 
-CHAOSI_FN void chaosi_drop_fd(chaosi_worker *w, int *place) {
-    int fd = *place;
+CHAOSI_FN void chaosi_drop_upstream(chaosi_worker *w) {
+    int fd = w->upstream;
     if (fd < 0) return;
-    chaosi_set_fd(w, place, -1);
+    chaosi_set_upstream(w, -1);
     close(fd);
 }
 
-/* -- upstream -- */
-CHAOSI_FN bool chaosi_is_idempotent(const chaosi_head *h) /* RFC 9110 section 9.2.2 */
-{
+CHAOSI_FN bool chaosi_is_idempotent(const chaosi_head *h) { /* RFC 9110 section 9.2.2 */
     static const char *const methods[] = {"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"};
     size_t i;
     for (i = 0; i < sizeof methods / sizeof methods[0]; i++)
@@ -3804,15 +3909,12 @@ CHAOSI_FN int chaosi_pool_take(chaosi_worker *w, chaosi_u64 most_idle) {
     chaosi_proxy *p = w->p;
     chaosi_u64 now = chaosi_clock(false);
     for (;;) {
-        chaosi_idle top;
-        top.fd = -1;
-        top.since = 0;
+        int fd = -1;
         pthread_mutex_lock(&p->lock);
-        if (p->idle_upstreams && now < p->pool[p->idle_upstreams - 1].since + most_idle)
-            w->upstream = (top = p->pool[--p->idle_upstreams]).fd;
+        if (p->idle_upstreams && now < p->pool[p->idle_upstreams - 1].since + most_idle) w->upstream = fd = p->pool[--p->idle_upstreams].fd;
         pthread_mutex_unlock(&p->lock);
-        if (top.fd < 0 || chaosi_is_quiet(top.fd)) return top.fd;
-        chaosi_drop_fd(w, &w->upstream);
+        if (fd < 0 || chaosi_is_quiet(fd)) return fd;
+        chaosi_drop_upstream(w);
     }
 }
 
@@ -3845,23 +3947,30 @@ CHAOSI_FN void chaosi_pool_trim(chaosi_proxy *p, chaosi_u64 ns) {
 /* Dials the addresses in turn until one answers. 0 = connected, else errno. */
 CHAOSI_FN int chaosi_dial_upstream(chaosi_worker *w) {
     chaosi_proxy *p = w->p;
-    int i, problem = EHOSTUNREACH;
+    chaosi_address addresses[CHAOSI_ADDRESSES];
+    int i, count, problem = EHOSTUNREACH;
+    pthread_mutex_lock(&p->lock);
+    count = p->address_count;
+    memcpy(addresses, p->addresses, sizeof addresses);
+    pthread_mutex_unlock(&p->lock);
     w->reused = false;
-    for (i = 0; i < p->address_count; i++) {
-        int fd = chaosi_socket(&p->addresses[i]);
+    for (i = 0; i < count; i++) {
+        int fd = chaosi_socket(&addresses[i]);
         if (fd < 0) return errno;
-        chaosi_set_fd(w, &w->upstream, fd);
-        problem = chaosi_connect(fd, &p->addresses[i], chaosi_in(p->d.connect_timeout));
+        chaosi_set_upstream(w, fd);
+        problem = chaosi_connect(fd, &addresses[i], chaosi_in(p->d.connect_timeout));
         if (!problem) chaosi_set_patience(fd, p->d.reply_timeout);
         if (!problem) return 0;
-        chaosi_drop_fd(w, &w->upstream);
+        chaosi_drop_upstream(w);
     }
+    CHAOSI_ORDERED(&p->dial_failed, 1u); /* the name may have moved: the resolver looks now */
     return problem;
 }
 
 /* -- flows -- */
-CHAOSI_FN void chaosi_flow_start(chaosi_flow *f, int from, int to, char *buf, size_t cap, size_t len) {
-    memset(f, 0, sizeof *f);
+CHAOSI_FN void chaosi_flow_start(chaosi_flow *f, const chaosi_head *head, int from, int to, char *buf, size_t cap, size_t len) {
+    memset(f, 0, offsetof(chaosi_flow, chunk) + offsetof(chaosi_chunked, trailers));
+    f->head = head;
     f->from = from, f->to = to;
     f->buf = buf, f->cap = cap, f->len = len;
 }
@@ -3879,10 +3988,23 @@ CHAOSI_FN void chaosi_flow_body(chaosi_flow *f, chaosi_body body, chaosi_u64 len
     f->ended = body == CHAOSI_BODY_NONE || (body == CHAOSI_BODY_LENGTH && !length);
 }
 
+/* Truncates (a body of known length at its half, another one within its first piece) or corrupts (one byte in 64, from the
+   first on, is inverted). Returns how many of the bytes are still sent. */
+CHAOSI_FN size_t chaosi_damage(chaosi_flow *f, char *data, size_t made) {
+    chaosi_u64 end = f->body == CHAOSI_BODY_LENGTH ? f->head->length / 2 : made / 2;
+    size_t i;
+    if (f->damage == CHAOS_CORRUPT)
+        for (i = (size_t)(0 - f->position % 64) & 63u; i < made; i += 64) data[i] = (char)~data[i];
+    f->position += made;
+    if (f->damage != CHAOS_TRUNCATE || !made || f->position <= end) return made;
+    f->ended = f->cut = true;
+    return (size_t)(end - (f->position - made));
+}
+
 /* Frames some of the raw bytes. */
 CHAOSI_FN void chaosi_flow_frame(chaosi_flow *f) {
     char *data = f->buf + f->at;
-    size_t most = f->slice && f->slice < f->len ? f->slice : f->len, made = most;
+    size_t most = f->slice && f->slice < f->len ? f->slice : f->len, made = most, sent;
     int r = 0;
     f->used = most;
     if (f->body == CHAOSI_BODY_LENGTH) {
@@ -3895,13 +4017,15 @@ CHAOSI_FN void chaosi_flow_frame(chaosi_flow *f) {
         f->ended = r > 0;
         if (f->bad) return;
     }
-    if (f->chunk_out && made) {
-        int n = snprintf(f->size_line, sizeof f->size_line, "%zx\r\n", made);
-        chaosi_flow_out(f, f->size_line, (size_t)n);
-    }
-    chaosi_flow_out(f, data, made);
-    if (f->chunk_out && made) chaosi_flow_out(f, f->ended ? "\r\n0\r\n\r\n" : "\r\n", f->ended ? 7 : 2);
-    else if (f->chunk_out && f->ended) chaosi_flow_out(f, "0\r\n\r\n", 5);
+    sent = f->damage ? chaosi_damage(f, data, made) : made;
+    if (f->chunk_out && made) chaosi_flow_out(f, f->size_line, (size_t)snprintf(f->size_line, sizeof f->size_line, "%zx\r\n", made));
+    chaosi_flow_out(f, data, sent);
+    if (!f->chunk_out || f->cut) return;
+    if (made) chaosi_flow_out(f, "\r\n", 2);
+    if (!f->ended) return;
+    chaosi_flow_out(f, "0\r\n", 3);
+    chaosi_flow_out(f, f->chunk.trailers, chaosi_clean_trailers(f->head, f->chunk.trailers, f->chunk.trailers_len));
+    chaosi_flow_out(f, "\r\n", 2);
 }
 
 /* Sends what is framed. False = would block, or failed. */
@@ -4024,15 +4148,20 @@ CHAOSI_FN void chaosi_answer(chaosi_worker *w, int status, const char *fields, c
     if (!chaosi_send_all(w->client, w->out, o.len, chaosi_in(w->p->d.body_timeout))) w->close = true;
 }
 
-/* An error of the proxy itself: it closes, so that no byte of a refused message is taken for the next one. */
+/* An error of the proxy itself: it closes, so that no byte of a refused message is taken for the next one. Counted each
+   time, logged once a minute for each kind. */
 CHAOSI_FN void chaosi_refuse(chaosi_worker *w, chaosi_outcome why) {
+    const struct chaosi_refusal *r = &chaosi_refusals[why];
+    chaosi_proxy *p = w->p;
+    chaosi_u64 now = chaosi_clock(false), told = CHAOSI_LOAD(&p->told[why]);
     char fields[160], body[200];
-    const chaosi_refusal *r = &chaosi_refusals[why];
     int n = snprintf(body, sizeof body, "chaos-proxy: %s\n", r->text);
     snprintf(fields, sizeof fields, "Proxy-Status: chaos; error=%s\r\n", r->error);
     w->close = w->lingers = true;
     if (!r->status) return;
-    chaosi_count(w->p->c, why <= CHAOSI_SLOW_BODY ? CHAOSI_WORD(rejected) : CHAOSI_WORD(upstream_errors), 1);
+    chaosi_count(p->c, why <= CHAOSI_SLOW_BODY ? CHAOSI_WORD(rejected) : CHAOSI_WORD(upstream_errors), 1);
+    if ((!told || now - told > CHAOSI_TOLD_NS) && CHAOSI_CAS(&p->told[why], &told, now))
+        chaosi_note(p->c, why <= CHAOSI_SLOW_BODY ? "rejected" : "upstream-error", "client", w->who->peer, r->text);
     if (!w->replied) chaosi_answer(w, r->status, fields, body, (size_t)n);
 }
 
@@ -4052,18 +4181,18 @@ CHAOSI_FN chaosi_outcome chaosi_dial_outcome(int problem) {
 }
 
 /* -- reading a request -- */
-/* The bytes after the request move to the front. */
-CHAOSI_FN void chaosi_next_request(chaosi_worker *w, size_t at, size_t len) {
-    memmove(w->in, w->in + at, len);
-    w->in_len = len;
-}
-
-/* The first bytes of a request. A stop shuts a connection that is idle for reading. */
+/* The first bytes of a request: when there are none now, the connection parks. */
 CHAOSI_FN ssize_t chaosi_first_bytes(chaosi_worker *w) {
-    ssize_t n = 0;
-    CHAOSI_SWAP(&w->idle, 1u);
-    if (!CHAOSI_SEQ(&w->p->stopping)) n = chaosi_recv_first(w->client, w->in, (size_t)w->p->d.head_limit);
-    CHAOSI_SWAP(&w->idle, 0u);
+    size_t most = (size_t)w->p->d.head_limit;
+    ssize_t n = -1;
+#ifdef CHAOSI_EPOLL
+    if (w->ready) n = w->who->known ? recv(w->client, w->in, most, MSG_DONTWAIT) : chaosi_recv_first(w->client, w->in, most);
+    w->parks = !w->ready || (n < 0 && chaosi_would_block());
+    w->ready = false;
+#else
+    chaosi_sleep_until(chaosi_in(w->p->d.idle_timeout), w->client, CHAOSI_STOP(w->p->c)[0]);
+    n = recv(w->client, w->in, most, MSG_DONTWAIT);
+#endif
     return n;
 }
 
@@ -4080,7 +4209,7 @@ CHAOSI_FN ssize_t chaosi_more_bytes(chaosi_worker *w, chaosi_u64 deadline) {
     return n;
 }
 
-/* A head in w->in: true = w->req and w->head_len are set, false = the connection is over (answered if need be). */
+/* A head in w->in: true = w->req and w->head_len are set, false = the connection parks, or is over (answered if need be). */
 CHAOSI_FN bool chaosi_read_head(chaosi_worker *w) {
     chaosi_proxy *p = w->p;
     chaosi_u64 deadline = w->in_len ? chaosi_in(p->d.head_timeout) : 0;
@@ -4113,6 +4242,8 @@ CHAOSI_FN const char *chaosi_worker_header(void *user, const char *name, size_t 
 CHAOSI_FN void chaosi_ask(chaosi_worker *w) {
     chaos_request r;
     chaosi_span key = w->p->d.key_header ? chaosi_field_value(&w->req, w->p->d.key_header) : chaosi_of(NULL, 0);
+    memset(&w->verdict, 0, sizeof w->verdict);
+    if (!CHAOSI_LOAD(&w->p->c->armed)) return;
     memset(&r, 0, sizeof r);
     r.method = w->req.method.at;
     r.method_len = w->req.method.len;
@@ -4122,19 +4253,20 @@ CHAOSI_FN void chaosi_ask(chaosi_worker *w) {
     r.key_len = key.len;
     r.header = chaosi_worker_header;
     r.user = w;
-    if (CHAOSI_LOAD(&w->p->c->armed)) chaosi_decide(w->p->c, &r, &w->verdict);
-    else memset(&w->verdict, 0, sizeof w->verdict);
+    chaosi_decide(w->p->c, &r, &w->verdict);
 }
 
-/* Waits out an injected delay or hang; after a stop, no longer than the drain. True = the whole time passed. */
-CHAOSI_FN bool chaosi_hold(chaosi_worker *w, chaosi_u64 ns) {
-    chaosi_u64 deadline = chaosi_clock(false) + ns, drained;
+CHAOSI_FN void chaosi_want_worker(chaosi_proxy *p);
+
+/* Waits out an injected delay or hang; after a stop, no longer than the drain. */
+CHAOSI_FN void chaosi_hold(chaosi_worker *w, chaosi_u64 ns) {
+    chaosi_u64 deadline = chaosi_clock(false) + ns, now;
+    if (!CHAOSI_LOAD(&w->p->idle)) chaosi_want_worker(w->p);
     chaosi_wait(w->p->c, deadline, CHAOSI_STOP(w->p->c)[0]);
-    if (chaosi_clock(false) < deadline && CHAOSI_SEQ(&w->p->c->armed) && chaosi_readable(CHAOSI_STOP(w->p->c)[0])) {
-        drained = chaosi_in(w->p->d.drain_timeout);
-        chaosi_wait(w->p->c, chaosi_min(deadline, drained), -1);
-    }
-    return chaosi_clock(false) >= deadline;
+    now = chaosi_clock(false);
+    if (now >= deadline) CHAOSI_LATE(now - deadline);
+    else if (CHAOSI_SEQ(&w->p->c->armed) && chaosi_readable(CHAOSI_STOP(w->p->c)[0]))
+        chaosi_wait(w->p->c, chaosi_min(deadline, chaosi_in(w->p->d.drain_timeout)), -1);
 }
 
 /* Reads and drops the request body, if it is short: true = the connection stays usable. */
@@ -4142,7 +4274,7 @@ CHAOSI_FN bool chaosi_swallow_body(chaosi_worker *w) {
     chaosi_u64 deadline = chaosi_in(1000);
     chaosi_flow *f = &w->up;
     size_t bytes = 0;
-    chaosi_flow_start(f, w->client, -1, w->in + w->head_len, w->in_cap - w->head_len, w->in_len - w->head_len);
+    chaosi_flow_start(f, &w->req, w->client, -1, w->in + w->head_len, w->in_cap - w->head_len, w->in_len - w->head_len);
     chaosi_flow_body(f, chaosi_request_body(&w->req), w->req.length, false);
     if (chaosi_has_body(&w->req) && (w->req.expects || w->req.length > CHAOSI_INJECT_BODY_MAX)) return false;
     for (;;) {
@@ -4164,17 +4296,6 @@ CHAOSI_FN void chaosi_inject_status(chaosi_worker *w) {
     chaosi_answer(w, w->verdict.status, fields, body, len);
 }
 
-/* Faults that end the request here. True = the connection may go on with the next request. */
-CHAOSI_FN bool chaosi_inject(chaosi_worker *w) {
-    if (w->verdict.kind == CHAOS_RESET) {
-        chaosi_make_reset(w->client);
-        return false;
-    }
-    if (!chaosi_swallow_body(w)) w->close = w->lingers = true;
-    if (w->verdict.kind == CHAOS_STATUS) chaosi_inject_status(w);
-    return w->verdict.kind == CHAOS_STATUS && !w->close;
-}
-
 /* No reply until the client goes, chaos goes off, or the cap. True = chaos went off: the request goes on. */
 CHAOSI_FN bool chaosi_hang(chaosi_worker *w) {
     chaosi_u64 end = chaosi_clock(false) + CHAOSI_HANG_MAX_NS;
@@ -4190,6 +4311,17 @@ CHAOSI_FN bool chaosi_hang(chaosi_worker *w) {
     return false;
 }
 
+/* A fault in the place of a reply. With errorWhen "after" the upstream has done its work and its answer is thrown away. True
+   = the client's connection may go on. */
+CHAOSI_FN bool chaosi_inject(chaosi_worker *w) {
+    bool read = w->verdict.after ? w->up.done : w->verdict.kind == CHAOS_RESET || chaosi_swallow_body(w);
+    if (!read) w->close = w->lingers = true;
+    if (w->verdict.kind == CHAOS_RESET) chaosi_make_reset(w->client);
+    if (w->verdict.kind == CHAOS_HANG && w->verdict.after) chaosi_hang(w);
+    if (w->verdict.kind == CHAOS_STATUS) chaosi_inject_status(w);
+    return w->verdict.kind == CHAOS_STATUS && !w->close;
+}
+
 /* -- forwarding -- */
 CHAOSI_FN bool chaosi_put_upstream_head(chaosi_worker *w) {
     chaosi_out o = chaosi_into(w->out, w->out_cap);
@@ -4197,25 +4329,11 @@ CHAOSI_FN bool chaosi_put_upstream_head(chaosi_worker *w) {
     if (w->req.authority.len) host = w->req.authority;
     if (w->p->d.host_header) host = chaosi_str(w->p->d.host_header);
     if (!host.len) host = chaosi_str(w->p->host_port);
-    chaosi_put_request(&o, &w->req, w->p->prefix, host, w->peer);
-    chaosi_flow_start(&w->up, w->client, w->upstream, w->in + w->head_len, w->in_cap - w->head_len, w->in_len - w->head_len);
+    chaosi_put_request(&o, &w->req, w->p->prefix, host, w->who->peer);
+    chaosi_flow_start(&w->up, &w->req, w->client, w->upstream, w->in + w->head_len, w->in_cap - w->head_len, w->in_len - w->head_len);
     chaosi_flow_body(&w->up, chaosi_request_body(&w->req), w->req.length, w->req.chunked);
     chaosi_flow_out(&w->up, w->out, o.len);
     return o.len < o.cap;
-}
-
-/* Reads what the upstream sent: 1 = a head is in w->reply, 0 = not yet, -1 = garbage, -2 = closed and nothing read, -3 =
-   timeout. When the request is out and nothing has come yet, it waits in recv. */
-CHAOSI_FN int chaosi_reply_arrives(chaosi_worker *w, int *head_len) {
-    bool wait = chaosi_flow_over(&w->up) && !w->rep_len;
-    char *to = w->rep + w->rep_len;
-    ssize_t n = wait ? chaosi_recv_first(w->upstream, to, w->rep_cap) : recv(w->upstream, to, w->rep_cap - w->rep_len, MSG_DONTWAIT);
-    if (n < 0 && chaosi_would_block()) return wait ? -3 : 0;
-    if (n <= 0) return w->rep_len ? -1 : -2;
-    w->rep_len += (size_t)n;
-    *head_len = chaosi_http_reply(&w->reply, w->rep, w->rep_len);
-    if (*head_len < 0 || (*head_len ? *head_len : (int)w->rep_len) > w->p->d.head_limit) return -1;
-    return *head_len > 0;
 }
 
 /* An interim reply goes on to a client that can take it (not HTTP/1.0), and off the buffer. */
@@ -4229,51 +4347,59 @@ CHAOSI_FN void chaosi_forward_interim(chaosi_worker *w, int head_len) {
         if (!chaosi_is_hop_by_hop(&w->reply, w->reply.fields[i].name))
             chaosi_put_field(&o, w->reply.fields[i].name, w->reply.fields[i].value);
     chaosi_puts(&o, "\r\n");
-    if (w->req.minor && w->reply.status != 101) chaosi_send_all(w->client, w->out, o.len, chaosi_in(w->p->d.body_timeout));
+    if (w->req.minor) chaosi_send_all(w->client, w->out, o.len, chaosi_in(w->p->d.body_timeout));
     memmove(w->rep, w->rep + head_len, w->rep_len - (size_t)head_len);
     w->rep_len -= (size_t)head_len;
 }
 
-/* A final head in w->rep? Interim ones are passed on. 1 = yes, 0 = not yet, <0 as chaosi_reply_arrives. */
-CHAOSI_FN int chaosi_final_head(chaosi_worker *w, int *head_len) {
-    int r = chaosi_reply_arrives(w, head_len);
-    while (r == 1 && w->reply.status < 200) {
-        if (w->reply.status == 101) return -1; /* nobody asked for it: Upgrade is not forwarded */
-        chaosi_forward_interim(w, *head_len);
+/* What is in w->rep: CHAOSI_REPLY = a final head (interim ones are passed on), CHAOSI_STALE = not yet. */
+CHAOSI_FN chaosi_outcome chaosi_final_head(chaosi_worker *w, int *head_len, int *interims) {
+    for (;;) {
         *head_len = w->rep_len ? chaosi_http_reply(&w->reply, w->rep, w->rep_len) : 0;
-        r = *head_len < 0 ? -1 : *head_len > 0;
+        if (*head_len < 0 || (*head_len ? *head_len : (int)w->rep_len) > w->p->d.head_limit) return CHAOSI_BAD_REPLY;
+        if (!*head_len) return CHAOSI_STALE;
+        if (w->reply.status >= 200 || (w->reply.status == 101 && w->req.tunnel)) return CHAOSI_REPLY;
+        if (w->reply.status == 101 || ++*interims > CHAOSI_INTERIMS_MAX) return CHAOSI_BAD_REPLY;
+        chaosi_forward_interim(w, *head_len);
     }
-    return r;
 }
 
-/* Sends the request, its body as it comes, until the final reply head is there. */
+/* Sends the request, its body as it comes, until the final reply head is there. When the request is out and nothing has come
+   yet, it waits in recv. */
 CHAOSI_FN chaosi_outcome chaosi_ask_upstream(chaosi_worker *w, int *head_len) {
     const chaos_proxy_desc *d = &w->p->d;
     chaosi_u64 deadline = chaosi_in(d->reply_timeout);
+    int interims = 0;
     w->rep_len = 0;
     for (;;) {
         chaosi_u64 moved = w->up.moved;
-        int r;
+        chaosi_outcome outcome;
+        bool wait;
+        ssize_t n;
         if (!chaosi_flow_over(&w->up)) chaosi_flow_move(&w->up);
         if (w->up.bad) return CHAOSI_BAD_BODY;
         if (w->up.eof && !w->up.done) return CHAOSI_CLIENT_GONE;
         if (moved != w->up.moved) deadline = chaosi_in(chaosi_flow_over(&w->up) ? d->reply_timeout : d->body_timeout);
-        if (!chaosi_flow_over(&w->up) || w->rep_len) {
-            r = chaosi_flows_wait(w, true, deadline);
+        wait = chaosi_flow_over(&w->up) && !w->rep_len;
+        if (!wait) {
+            int r = chaosi_flows_wait(w, true, deadline);
             if (r == 0) return chaosi_flow_wants_bytes(&w->up) ? CHAOSI_SLOW_BODY : CHAOSI_TIMED_OUT;
             if (!(r & 4)) continue;
         }
-        r = chaosi_final_head(w, head_len);
-        if (r == -3) return CHAOSI_TIMED_OUT;
-        if (r == 1) return CHAOSI_REPLY;
-        if (r == -2) return w->reused ? CHAOSI_STALE : CHAOSI_NO_REPLY;
-        if (r < 0) return CHAOSI_BAD_REPLY;
+        n = wait ? chaosi_recv_first(w->upstream, w->rep, w->rep_cap)
+                 : recv(w->upstream, w->rep + w->rep_len, w->rep_cap - w->rep_len, MSG_DONTWAIT);
+        if (n < 0 && chaosi_would_block() && wait) return CHAOSI_TIMED_OUT;
+        if (n < 0 && chaosi_would_block()) continue;
+        if (n <= 0) return w->rep_len || interims ? CHAOSI_BAD_REPLY : w->reused ? CHAOSI_STALE : CHAOSI_NO_REPLY;
+        w->rep_len += (size_t)n;
+        outcome = chaosi_final_head(w, head_len, &interims);
+        if (outcome != CHAOSI_STALE) return outcome;
     }
 }
 
 /* One exchange up to the reply head, with one retry on a stale pooled socket when that is safe. */
 CHAOSI_FN chaosi_outcome chaosi_exchange(chaosi_worker *w, int *head_len) {
-    bool body = chaosi_has_body(&w->req), safe = chaosi_is_idempotent(&w->req) && !body;
+    bool safe = chaosi_is_idempotent(&w->req) && !chaosi_has_body(&w->req) && !w->req.tunnel;
     chaosi_outcome outcome = CHAOSI_STALE;
     int problem;
     w->reused = chaosi_pool_take(w, safe ? CHAOSI_POOL_IDLE_NS : CHAOSI_POST_IDLE_NS) >= 0;
@@ -4281,7 +4407,7 @@ CHAOSI_FN chaosi_outcome chaosi_exchange(chaosi_worker *w, int *head_len) {
         if (w->upstream < 0 && (problem = chaosi_dial_upstream(w)) != 0) return chaosi_dial_outcome(problem);
         if (!chaosi_put_upstream_head(w)) return CHAOSI_BIG_HEAD;
         outcome = chaosi_ask_upstream(w, head_len);
-        if (outcome != CHAOSI_REPLY) chaosi_drop_fd(w, &w->upstream);
+        if (outcome != CHAOSI_REPLY) chaosi_drop_upstream(w);
         if (outcome == CHAOSI_STALE && !safe) outcome = CHAOSI_NO_REPLY;
     }
     return outcome;
@@ -4292,6 +4418,16 @@ CHAOSI_FN chaosi_body chaosi_reply_body(const chaosi_worker *w) {
     if (chaosi_bodiless(w, w->reply.status)) return CHAOSI_BODY_NONE;
     if (w->reply.chunked) return CHAOSI_BODY_CHUNKED;
     return w->reply.has_length ? CHAOSI_BODY_LENGTH : CHAOSI_BODY_CLOSE;
+}
+
+/* What a cache could keep a damaged or delayed reply by, past the experiment. */
+CHAOSI_FN bool chaosi_is_validator(const chaosi_worker *w, chaosi_span name) {
+    static const char *const names[] = {"cache-control", "etag",   "last-modified",  "age", /* and of damaged ones: */
+                                        "content-md5",   "digest", "content-digest", "repr-digest"};
+    size_t i, count = w->verdict.kind == CHAOS_CORRUPT ? 8 : 4;
+    for (i = 0; i < count; i++)
+        if (chaosi_is(name, names[i])) return true;
+    return false;
 }
 
 /* The reply head as the client gets it. False = too large. */
@@ -4306,11 +4442,8 @@ CHAOSI_FN bool chaosi_put_client_head(chaosi_worker *w, chaosi_body body, size_t
     chaosi_puts(&o, "\r\n");
     for (i = 0; i < w->reply.count; i++) {
         chaosi_span name = w->reply.fields[i].name;
-        if (chaosi_is_hop_by_hop(&w->reply, name)) continue;
-        if (marked &&
-            (chaosi_is(name, "cache-control") || chaosi_is(name, "etag") || chaosi_is(name, "last-modified") || chaosi_is(name, "age")))
-            continue;
-        chaosi_put_field(&o, w->reply.fields[i].name, w->reply.fields[i].value);
+        if (!chaosi_is_hop_by_hop(&w->reply, name) && !(marked && chaosi_is_validator(w, name)))
+            chaosi_put_field(&o, name, w->reply.fields[i].value);
     }
     if (marked) {
         snprintf(line, sizeof line, "X-Chaos-Injected: %s\r\nCache-Control: no-store\r\n", chaos_kind_text(w->verdict.kind));
@@ -4318,8 +4451,14 @@ CHAOSI_FN bool chaosi_put_client_head(chaosi_worker *w, chaosi_body body, size_t
         snprintf(line, sizeof line, "X-Chaos-Delay-Ms: %u\r\n", w->verdict.delay_us / 1000);
         if (w->verdict.delay_us) chaosi_puts(&o, line);
     }
-    chaosi_put_framing(&o, body == CHAOSI_BODY_CHUNKED && w->req.minor > 0, w->reply.has_length && w->reply.status != 204, w->reply.length);
-    chaosi_put_connection(&o, w);
+    if (w->reply.status == 101) {
+        chaosi_puts(&o, "Connection: Upgrade\r\n");
+        chaosi_put_field(&o, chaosi_str("Upgrade"), w->reply.protocol);
+    } else {
+        chaosi_put_framing(&o, body == CHAOSI_BODY_CHUNKED && w->req.minor > 0, w->reply.has_length && w->reply.status != 204,
+                           w->reply.length);
+        chaosi_put_connection(&o, w);
+    }
     chaosi_puts(&o, "\r\n");
     *len = o.len;
     return o.len < o.cap;
@@ -4331,7 +4470,7 @@ CHAOSI_FN bool chaosi_stream(chaosi_worker *w) {
     for (;;) {
         chaosi_flow_move(down);
         if (!chaosi_flow_over(up)) chaosi_flow_move(up);
-        if (chaosi_flow_over(down)) return down->done;
+        if (chaosi_flow_over(down)) return down->done && !down->cut;
         if (down->slice && down->paced_until > chaosi_clock(false)) {
             chaosi_hold(w, down->paced_until - chaosi_clock(false));
             if (!CHAOSI_SEQ(&w->p->c->armed)) down->paced_until = down->slice = 0;
@@ -4341,21 +4480,55 @@ CHAOSI_FN bool chaosi_stream(chaosi_worker *w) {
     }
 }
 
+/* Another protocol: bytes both ways, until both sides have closed, one fails, or nothing moves for the idle time. */
+CHAOSI_FN void chaosi_tunnel(chaosi_worker *w) {
+    chaosi_flow *flows[2] = {&w->up, &w->down}, *f;
+    int i, open = 2;
+    chaosi_flow_start(&w->up, &w->req, w->client, w->upstream, w->in + w->head_len, w->in_cap - w->head_len, w->in_len - w->head_len);
+    chaosi_flow_body(&w->up, CHAOSI_BODY_CLOSE, 0, false);
+    do {
+        for (i = 0; i < 2; i++) {
+            f = flows[i];
+            if (chaosi_flow_over(f)) continue;
+            chaosi_flow_move(f);
+            if (!chaosi_flow_over(f)) continue;
+            if (!f->done) return;
+            shutdown(f->to, SHUT_WR);
+            open--;
+        }
+    } while (open && chaosi_flows_wait(w, false, chaosi_in(w->p->d.idle_timeout)));
+}
+
+/* Truncate and corrupt need a body to damage. */
+CHAOSI_FN void chaosi_spare_bodiless(chaosi_worker *w, chaosi_body body) {
+    if (w->verdict.kind < CHAOS_TRUNCATE || (body != CHAOSI_BODY_NONE && (body != CHAOSI_BODY_LENGTH || w->reply.length))) return;
+    chaosi_count(w->p->c, CHAOSI_WORD(skipped), 1);
+    w->verdict.kind = CHAOS_PASS;
+}
+
 /* The reply head is in w->rep: send it on, with its body. True = the client's connection may go on. */
 CHAOSI_FN bool chaosi_relay(chaosi_worker *w, int head_len) {
-    chaosi_body body = chaosi_reply_body(w);
+    chaosi_body body = w->reply.status == 101 ? CHAOSI_BODY_CLOSE : chaosi_reply_body(w);
     chaosi_flow *down = &w->down;
     size_t len;
     bool whole;
     if (!w->up.done) w->close = w->lingers = true; /* an early reply: the rest of the body is not wanted */
     if (body == CHAOSI_BODY_CLOSE || (body == CHAOSI_BODY_CHUNKED && !w->req.minor)) w->close = true;
+    chaosi_spare_bodiless(w, w->reply.status == 101 ? CHAOSI_BODY_NONE : body);
     if (!chaosi_put_client_head(w, body, &len)) {
         chaosi_refuse(w, CHAOSI_BAD_REPLY);
         return false;
     }
-    chaosi_flow_start(down, w->upstream, w->client, w->rep + head_len, w->rep_cap - (size_t)head_len, w->rep_len - (size_t)head_len);
+    chaosi_flow_start(down, &w->reply, w->upstream, w->client, w->rep + head_len, w->rep_cap - (size_t)head_len,
+                      w->rep_len - (size_t)head_len);
     chaosi_flow_body(down, body, w->reply.length, body == CHAOSI_BODY_CHUNKED && w->req.minor > 0);
     chaosi_flow_out(down, w->out, len);
+    if (w->reply.status == 101) {
+        chaosi_tunnel(w);
+        chaosi_count(w->p->c, CHAOSI_WORD(proxied), 1);
+        return false;
+    }
+    down->damage = w->verdict.kind >= CHAOS_TRUNCATE ? w->verdict.kind : 0;
     if (w->verdict.bandwidth) {
         down->slice = (size_t)w->verdict.bandwidth * 1024 / 20 + 1; /* a twentieth of a second each */
         down->paced_until = chaosi_clock(false);
@@ -4366,19 +4539,10 @@ CHAOSI_FN bool chaosi_relay(chaosi_worker *w, int head_len) {
         return false;
     }
     w->replied = true;
-    chaosi_count(w->p->c, whole ? CHAOSI_WORD(proxied) : CHAOSI_WORD(upstream_errors), 1);
+    chaosi_count(w->p->c, whole || down->cut ? CHAOSI_WORD(proxied) : CHAOSI_WORD(upstream_errors), 1);
     if (whole && w->up.done && !down->len && body != CHAOSI_BODY_CLOSE && w->reply.keep_alive) chaosi_pool_put(w);
     if (!whole && body != CHAOSI_BODY_LENGTH && !down->chunk_out) chaosi_make_reset(w->client); /* a cut message must look cut */
     return whole && !w->close;
-}
-
-/* The upstream has done its work; its answer is thrown away. True = the client's connection may go on. */
-CHAOSI_FN bool chaosi_replace(chaosi_worker *w) {
-    if (!w->up.done) w->close = w->lingers = true;
-    if (w->verdict.kind == CHAOS_RESET) chaosi_make_reset(w->client);
-    else if (w->verdict.kind == CHAOS_HANG) chaosi_hang(w);
-    else if (w->verdict.kind == CHAOS_STATUS) chaosi_inject_status(w);
-    return w->verdict.kind == CHAOS_STATUS && !w->close;
 }
 
 /* Forwards the request. True = the client's connection may go on. */
@@ -4388,125 +4552,268 @@ CHAOSI_FN bool chaosi_forward(chaosi_worker *w) {
     chaosi_outcome outcome = chaosi_exchange(w, &head_len);
     bool on = false;
     if (outcome != CHAOSI_REPLY) chaosi_refuse(w, outcome);
-    else on = w->verdict.after ? chaosi_replace(w) : chaosi_relay(w, head_len);
-    chaosi_drop_fd(w, &w->upstream);
+    else on = w->verdict.after && w->verdict.kind < CHAOS_TRUNCATE ? chaosi_inject(w) : chaosi_relay(w, head_len);
+    chaosi_drop_upstream(w);
     chaosi_count_outcome(w->p->c, outcome == CHAOSI_REPLY ? w->reply.status : 0, (chaosi_clock(false) - start) / 1000);
     return on;
 }
 
 /* One request. True = the connection may go on with the next. */
 CHAOSI_FN bool chaosi_serve_one(chaosi_worker *w) {
-    bool on = false;
+    bool on;
+    int kind;
     w->replied = w->close = w->lingers = false;
     if (!chaosi_read_head(w)) return false;
+    CHAOSI_ADD(&w->p->served, 1u);
     w->close = !w->req.keep_alive || CHAOSI_LOAD(&w->p->stopping);
     chaosi_ask(w);
     if (w->verdict.kind == CHAOS_DELAY) chaosi_hold(w, (chaosi_u64)w->verdict.delay_us * 1000);
     if (w->verdict.kind == CHAOS_HANG && !w->verdict.after && chaosi_hang(w)) chaosi_spare(&w->verdict);
-    if (w->verdict.kind < CHAOS_STATUS || w->verdict.after) on = chaosi_forward(w);
-    else if (w->verdict.kind != CHAOS_HANG) on = chaosi_inject(w);
+    kind = w->verdict.kind;
+    if (kind < CHAOS_STATUS || kind >= CHAOS_TRUNCATE || w->verdict.after) on = chaosi_forward(w);
+    else on = kind != CHAOS_HANG && chaosi_inject(w);
     if (w->verdict.ticket) chaosi_give_ticket(w->p->c, w->verdict.ticket);
-    if (on) chaosi_next_request(w, w->head_len + w->up.at, w->up.len);
-    return on;
+    if (!on) return false;
+    memmove(w->in, w->in + w->head_len + w->up.at, w->up.len); /* what came behind the request */
+    w->in_len = w->up.len;
+    return true;
 }
 
-CHAOSI_FN void chaosi_serve(chaosi_worker *w) {
-    chaosi_count(w->p->c, CHAOSI_WORD(connections), 1);
-    CHAOSI_ADD(&w->p->c->connections_now, 1u);
-    w->in_len = 0;
-    while (chaosi_serve_one(w)) {}
-    if (w->lingers && !CHAOSI_LOAD(&w->p->hard)) chaosi_linger(w->client, chaosi_in(1000));
-    chaosi_drop_fd(w, &w->client);
-    CHAOSI_ADD(&w->p->c->connections_now, ~0u);
-}
-
-/* -- workers -- */
-/* Waits for a connection; sees to it that another worker waits meanwhile. False = the proxy stops. */
-CHAOSI_FN bool chaosi_accept(chaosi_worker *w) {
-    struct sockaddr_storage addr;
-    chaosi_proxy *p = w->p;
-    for (;;) {
-        socklen_t len = sizeof addr;
-        int fd;
-#ifndef __linux__ /* there, shutdown() of the listener wakes accept */
-        while (!chaosi_readable(p->listener) && !CHAOSI_SEQ(&p->stopping))
-            chaosi_sleep_until(chaosi_in(1000), p->listener, CHAOSI_STOP(p->c)[0]);
+/* -- clients -- */
+/* At the connection limit new ones wait in the backlog; how long that held somebody up is counted. Under the lock. */
+CHAOSI_FN void chaosi_watch_listener(chaosi_proxy *p, bool on) {
+    chaosi_u64 now = chaosi_clock(false);
+#ifdef CHAOSI_EPOLL
+    struct epoll_event e;
+    memset(&e, 0, sizeof e);
+    if (on) e.events = EPOLLIN;
+    e.data.ptr = &p->listener;
+    epoll_ctl(p->ready, EPOLL_CTL_MOD, p->listener, &e);
 #endif
-        fd = CHAOSI_SEQ(&p->stopping) ? -1 : accept(p->listener, (struct sockaddr *)(void *)&addr, &len);
-        if (fd >= 0) {
-            fcntl(fd, F_SETFD, FD_CLOEXEC);
-            chaosi_set_fd(w, &w->client, fd);
-            chaosi_name_address(&addr, len, true, w->peer, sizeof w->peer);
-            return true;
-        }
-        if (CHAOSI_SEQ(&p->stopping)) return false;
-        if (errno == ECONNABORTED || errno == EINTR || errno == EAGAIN) continue;
-        chaosi_pool_trim(p, 0); /* EMFILE, ENOMEM: give back what we can; the connection waits in the backlog */
-        chaosi_nap(20 * CHAOSI_MS);
+    if (!on) p->full_since = now;
+    if (!on || !chaosi_readable(p->listener)) return;
+    p->full_ns += now - p->full_since;
+    chaosi_count(p->c, CHAOSI_WORD(capped_ms), p->full_ns / CHAOSI_MS);
+    p->full_ns %= CHAOSI_MS;
+    if (!p->full_told)
+        chaosi_note(p->c, "capped", "client", "", "max_connections is reached: new clients wait, and it, not the fault, sets the pace");
+    p->full_told = true;
+}
+
+/* A free place, NULL = none. The last one stops accepting. */
+CHAOSI_FN chaosi_client *chaosi_admit(chaosi_proxy *p) {
+    chaosi_client *who = NULL;
+    pthread_mutex_lock(&p->lock);
+    if (p->client_count < p->d.max_connections) {
+        who = p->free_clients;
+        if (who) p->free_clients = who->next_free;
+        else who = &p->clients[p->client_used++];
+        who->fd = -1;
+        who->known = false;
+        CHAOSI_ORDERED(&who->place, (chaosi_u32)CHAOSI_BUSY);
+        if (++p->client_count == p->d.max_connections) chaosi_watch_listener(p, false);
+    }
+    pthread_mutex_unlock(&p->lock);
+    return who;
+}
+
+/* Closes a connection that the caller owns, and frees its place. */
+CHAOSI_FN void chaosi_dismiss(chaosi_proxy *p, chaosi_client *who) {
+    int fd = who->fd;
+    pthread_mutex_lock(&p->lock);
+    CHAOSI_ORDERED(&who->place, (chaosi_u32)CHAOSI_FREE);
+    who->next_free = p->free_clients;
+    p->free_clients = who;
+    if (p->client_count-- == p->d.max_connections) chaosi_watch_listener(p, true);
+    pthread_mutex_unlock(&p->lock);
+    if (fd < 0) return;
+    close(fd);
+    CHAOSI_ADD(&p->c->connections_now, ~0u);
+}
+
+/* A new connection, NULL = none after all. */
+CHAOSI_FN chaosi_client *chaosi_accept(chaosi_proxy *p) {
+    struct sockaddr_storage addr;
+    socklen_t len = sizeof addr;
+    chaosi_client *who = chaosi_admit(p);
+    int fd = who ? accept(p->listener, (struct sockaddr *)(void *)&addr, &len) : -1;
+    bool short_of = fd < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS);
+    if (fd >= 0) {
+        fcntl(fd, F_SETFD, FD_CLOEXEC);
+#ifndef __linux__
+        fcntl(fd, F_SETFL, 0); /* BSDs hand O_NONBLOCK on */
+#endif
+        chaosi_name_address(&addr, len, true, who->peer, sizeof who->peer);
+        CHAOSI_ORDERED(&who->fd, fd);
+        if (CHAOSI_SEQ(&p->hard)) shutdown(fd, SHUT_RDWR);
+        chaosi_count(p->c, CHAOSI_WORD(connections), 1);
+        CHAOSI_ADD(&p->c->connections_now, 1u);
+        return who;
+    }
+    if (who) chaosi_dismiss(p, who);
+    if (short_of) chaosi_pool_trim(p, 0); /* give back what we can; the connection waits in the backlog */
+    if (short_of || !who) chaosi_nap(20 * CHAOSI_MS);
+    return NULL;
+}
+
+CHAOSI_FN bool chaosi_claim(chaosi_client *who) {
+    chaosi_u32 parked = CHAOSI_PARKED;
+    return CHAOSI_CAS(&who->place, &parked, (chaosi_u32)CHAOSI_BUSY);
+}
+
+/* The connection waits in the epoll set; from here on it is another's. */
+CHAOSI_FN void chaosi_park(chaosi_proxy *p, chaosi_client *who) {
+    bool parked = false;
+#ifdef CHAOSI_EPOLL
+    struct epoll_event e;
+    int op = who->known ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, fd = who->fd;
+    memset(&e, 0, sizeof e);
+    e.events = EPOLLIN | EPOLLONESHOT;
+    e.data.ptr = who;
+    who->known = true;
+    CHAOSI_STORE(&who->since, chaosi_clock(false));
+    CHAOSI_ORDERED(&who->place, (chaosi_u32)CHAOSI_PARKED);
+    parked = epoll_ctl(p->ready, op, fd, &e) == 0;
+    if ((!parked || CHAOSI_SEQ(&p->stopping)) && chaosi_claim(who)) parked = false;
+    else parked = true;
+#endif
+    if (!parked) chaosi_dismiss(p, who);
+}
+
+/* Closes parked connections that were idle for longer than `ns`. */
+CHAOSI_FN void chaosi_sweep(chaosi_proxy *p, chaosi_u64 ns) {
+    chaosi_u64 now = chaosi_clock(false);
+    int i, used;
+    pthread_mutex_lock(&p->lock);
+    used = p->client_used;
+    pthread_mutex_unlock(&p->lock);
+    for (i = 0; i < used; i++) {
+        chaosi_client *who = &p->clients[i];
+        if (CHAOSI_SEQ(&who->place) != CHAOSI_PARKED || now < CHAOSI_LOAD(&who->since) + ns || !chaosi_claim(who)) continue;
+        if (now < CHAOSI_LOAD(&who->since) + ns) chaosi_park(p, who); /* it was served between the two looks */
+        else chaosi_dismiss(p, who);
     }
 }
 
+/* False = enough others are idle: this worker may go. */
+CHAOSI_FN bool chaosi_is_needed(chaosi_proxy *p) {
+    chaosi_u32 idle = CHAOSI_LOAD(&p->idle);
+    return idle <= CHAOSI_SPARE_WORKERS || !CHAOSI_CAS(&p->idle, &idle, idle - 1u);
+}
+
+/* Waits for a client with something to say: a new one, or a parked one. False = this worker ends. */
+CHAOSI_FN bool chaosi_next_client(chaosi_worker *w) {
+    chaosi_proxy *p = w->p;
+    for (;;) {
+#ifdef CHAOSI_EPOLL
+        struct epoll_event e;
+        int n = epoll_wait(p->ready, &e, 1, 1000);
+        if (n > 0 && e.data.ptr == p) CHAOSI_ORDERED(&p->stopping, 1u);
+        if (n > 0 && !CHAOSI_SEQ(&p->stopping)) {
+            w->who = e.data.ptr == &p->listener ? chaosi_accept(p) : (chaosi_client *)e.data.ptr;
+            if (w->who && (e.data.ptr == &p->listener || chaosi_claim(w->who))) return true;
+        }
+#else
+        int n;
+        chaosi_sleep_until(chaosi_in(1000), p->listener, CHAOSI_STOP(p->c)[0]);
+        n = chaosi_readable(p->listener);
+        if (chaosi_readable(CHAOSI_STOP(p->c)[0])) CHAOSI_ORDERED(&p->stopping, 1u);
+        if (n && !CHAOSI_SEQ(&p->stopping) && (w->who = chaosi_accept(p)) != NULL) return true;
+#endif
+        if (CHAOSI_SEQ(&p->stopping) || (n == 0 && !chaosi_is_needed(p))) return false;
+    }
+}
+
+CHAOSI_FN void chaosi_serve(chaosi_worker *w) {
+    w->client = w->who->fd;
+    w->in_len = 0;
+    w->ready = true;
+    w->parks = false;
+    while (chaosi_serve_one(w)) {}
+    if (w->parks) {
+        chaosi_park(w->p, w->who);
+    } else {
+        if (w->lingers && !CHAOSI_LOAD(&w->p->hard)) chaosi_linger(w->client, chaosi_in(1000));
+        chaosi_dismiss(w->p, w->who);
+    }
+}
+
+/* -- workers -- */
 static void *chaosi_worker_main(void *arg);
 
-/* Adds a worker; its places in worker_count and idle_count are taken already. False = it could not be had. */
-CHAOSI_FN bool chaosi_add_worker(chaosi_proxy *p) {
+CHAOSI_FN bool chaosi_make_worker(chaosi_proxy *p) {
     size_t head = (size_t)p->d.head_limit, in_cap = head + CHAOSI_BODY_BUFFER, out_cap = head + CHAOSI_HEAD_ROOM;
     size_t self = (sizeof(chaosi_worker) + 63) / 64 * 64;
     char *block = (char *)p->c->desc.alloc(p->c->desc.alloc_user, self + 2 * in_cap + out_cap);
     chaosi_worker *w = (chaosi_worker *)(void *)block;
     pthread_t thread;
-    bool started = false;
-    if (block) {
-        memset(w, 0, sizeof *w);
-        w->p = p;
-        w->client = w->upstream = -1;
-        w->in = block + self;
-        w->rep = w->in + in_cap;
-        w->out = w->rep + in_cap;
-        w->in_cap = w->rep_cap = in_cap;
-        w->out_cap = out_cap;
-        started = chaosi_thread(&thread, chaosi_worker_main, w);
-        if (!started) p->c->desc.free(p->c->desc.alloc_user, block);
-    }
-    if (started) return true;
+    if (!block) return false;
+    memset(w, 0, offsetof(chaosi_worker, up));
+    w->p = p;
+    w->client = w->upstream = -1;
+    w->in = block + self;
+    w->rep = w->in + in_cap;
+    w->out = w->rep + in_cap;
+    w->in_cap = w->rep_cap = in_cap;
+    w->out_cap = out_cap;
+    if (chaosi_thread(&thread, chaosi_worker_main, w)) return true;
+    p->c->desc.free(p->c->desc.alloc_user, block);
+    return false;
+}
+
+/* Starts a worker; it counts as idle from here on. False = the limit, the stop, or no memory or thread to be had. */
+CHAOSI_FN bool chaosi_add_worker(chaosi_proxy *p) {
+    bool room;
+    pthread_mutex_lock(&p->lock);
+    room = p->worker_count < p->d.max_connections && !CHAOSI_SEQ(&p->stopping);
+    p->worker_count += room;
+    pthread_mutex_unlock(&p->lock);
+    if (!room) return false;
+    CHAOSI_ENTER(&p->idle, 1u);
+    if (chaosi_make_worker(p)) return true;
+    CHAOSI_ENTER(&p->idle, ~0u);
     pthread_mutex_lock(&p->lock);
     p->worker_count--;
-    p->idle_count--;
     pthread_mutex_unlock(&p->lock);
     return false;
 }
 
-/* The worker has a connection: somebody else must wait for the next one, if the limit allows. */
-CHAOSI_FN void chaosi_leave_spare(chaosi_proxy *p) {
-    bool wanted;
+/* Workers that are not held by an injected delay. */
+CHAOSI_FN int chaosi_active(chaosi_proxy *p) {
+    int count;
     pthread_mutex_lock(&p->lock);
-    p->idle_count--;
-    wanted = p->idle_count == 0 && p->worker_count < p->d.max_connections && !CHAOSI_LOAD(&p->stopping);
-    p->worker_count += wanted;
-    p->idle_count += wanted;
+    count = p->worker_count;
     pthread_mutex_unlock(&p->lock);
-    if (wanted) chaosi_add_worker(p); /* when it cannot be had, this one just serves and comes back */
+    return count - (int)CHAOSI_LOAD(&p->c->waiting);
 }
 
-/* False = there are enough idle workers: this one may go. */
-CHAOSI_FN bool chaosi_stays(chaosi_proxy *p) {
-    bool stays;
-    pthread_mutex_lock(&p->lock);
-    stays = p->idle_count < CHAOSI_SPARE_WORKERS;
-    p->idle_count += stays;
-    pthread_mutex_unlock(&p->lock);
-    return stays;
+/* Nobody waits for the next client: start one, up to the eager ones; beyond, the run looks whether that would help. */
+CHAOSI_FN void chaosi_want_worker(chaosi_proxy *p) {
+    if (chaosi_active(p) < CHAOSI_EAGER_WORKERS) chaosi_add_worker(p);
+    else if (!CHAOSI_SWAP(&p->starving, 1u)) chaosi_ring(p->c, p->bell[1]);
 }
 
-CHAOSI_FN void chaosi_enlist(chaosi_worker *w) {
-    pthread_mutex_lock(&w->p->lock);
-    w->next = w->p->workers;
-    w->p->workers = w;
-    pthread_mutex_unlock(&w->p->lock);
+/* No worker is idle. While clients wait and requests take longer than CHAOSI_GROW_MS (by Little's law: fewer end in that time
+   than are in progress), the workers grow by half: more of them would not help against a processor that is busy. */
+CHAOSI_FN void chaosi_grow(chaosi_proxy *p) {
+    chaosi_drain(p->c, p->bell[0]);
+    while (!CHAOSI_LOAD(&p->idle) && !chaosi_readable(CHAOSI_STOP(p->c)[0])) {
+        chaosi_u64 start = chaosi_clock(false), passed;
+        chaosi_u32 served = CHAOSI_LOAD(&p->served);
+        int active, n;
+        chaosi_nap(CHAOSI_GROW_MS * CHAOSI_MS);
+        if (!chaosi_readable(p->ready)) break;
+        passed = (chaosi_clock(false) - start) / CHAOSI_MS;
+        active = chaosi_active(p);
+        served = CHAOSI_LOAD(&p->served) - served;
+        if ((chaosi_u64)served * CHAOSI_GROW_MS >= (chaosi_u64)active * passed) continue;
+        for (n = active < CHAOSI_EAGER_WORKERS ? CHAOSI_EAGER_WORKERS : active / 2; n > 0 && chaosi_add_worker(p); n--) {}
+    }
+    CHAOSI_SWAP(&p->starving, 0u);
 }
 
 /* Leaves the list, and leaves this thread for the next one that goes (or the run) to join. */
-CHAOSI_FN void chaosi_retire(chaosi_worker *w, bool was_idle) {
+CHAOSI_FN void chaosi_retire(chaosi_worker *w) {
     chaosi_proxy *p = w->p;
     chaosi_worker **link = &p->workers;
     pthread_t before = pthread_self();
@@ -4522,7 +4829,6 @@ CHAOSI_FN void chaosi_retire(chaosi_worker *w, bool was_idle) {
     pthread_mutex_unlock(&p->lock);
     if (has_before) pthread_join(before, NULL);
     pthread_mutex_lock(&p->lock);
-    p->idle_count -= was_idle;
     p->worker_count--;
     pthread_mutex_unlock(&p->lock);
 }
@@ -4530,19 +4836,21 @@ CHAOSI_FN void chaosi_retire(chaosi_worker *w, bool was_idle) {
 static void *chaosi_worker_main(void *arg) {
     chaosi_worker *w = (chaosi_worker *)arg;
     chaosi_proxy *p = w->p;
-    bool idle = true;
 #ifdef __linux__ /* SCHED_BATCH: a woken worker does not preempt the one that woke it */
     struct sched_param none;
     memset(&none, 0, sizeof none);
     pthread_setschedparam(pthread_self(), 3, &none);
 #endif
-    chaosi_enlist(w);
-    while (idle && chaosi_accept(w)) {
-        chaosi_leave_spare(p);
+    pthread_mutex_lock(&p->lock);
+    w->next = p->workers;
+    p->workers = w;
+    pthread_mutex_unlock(&p->lock);
+    while (chaosi_next_client(w)) {
+        if (CHAOSI_ENTER(&p->idle, ~0u) == 1) chaosi_want_worker(p);
         chaosi_serve(w);
-        idle = chaosi_stays(p);
+        CHAOSI_ENTER(&p->idle, 1u);
     }
-    chaosi_retire(w, idle);
+    chaosi_retire(w);
     return NULL;
 }
 
@@ -4550,8 +4858,8 @@ static void *chaosi_worker_main(void *arg) {
 CHAOSI_FN chaos_result chaosi_parse_upstream(chaosi_proxy *p, chaos_error *err) {
     const char *url = p->d.upstream, *rest, *slash;
     chaosi_span authority;
-    char port[8] = "80";
     size_t len;
+    strcpy(p->port, "80");
     if (!url) return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "no upstream: http://HOST[:PORT][/PREFIX]");
     if (strncmp(url, "https://", 8) == 0)
         return chaosi_fail(err, CHAOS_ERR_UNSUPPORTED, "upstream %.100s: TLS is not in this version", url);
@@ -4560,8 +4868,8 @@ CHAOSI_FN chaos_result chaosi_parse_upstream(chaosi_proxy *p, chaos_error *err) 
     rest = url + 7;
     slash = strchr(rest, '/');
     authority = chaosi_of(rest, slash ? (size_t)(slash - rest) : strlen(rest));
-    if (!chaosi_is_host(authority) || !chaosi_split_address(authority, true, p->host, sizeof p->host, port, sizeof port) || !p->host[0] ||
-        atoi(port) == 0)
+    if (!chaosi_is_host(authority) || !chaosi_split_address(authority, true, p->host, sizeof p->host, p->port, sizeof p->port) ||
+        !p->host[0] || atoi(p->port) == 0)
         return chaosi_fail(err, CHAOS_ERR_ADDRESS, "upstream %.100s: bad host or port", url);
     memcpy(p->host_port, authority.at, authority.len);
     len = slash ? strlen(slash) : 0;
@@ -4569,8 +4877,34 @@ CHAOSI_FN chaos_result chaosi_parse_upstream(chaosi_proxy *p, chaos_error *err) 
     if (len >= sizeof p->prefix || (len && strpbrk(slash, "?# \t\r\n")))
         return chaosi_fail(err, CHAOS_ERR_ADDRESS, "upstream %.100s: the prefix must be a plain path", url);
     if (len) memcpy(p->prefix, slash, len);
-    p->address_count = chaosi_resolve(p->host, port, p->addresses, CHAOSI_ADDRESSES, err);
+    p->address_count = chaosi_resolve(p->host, p->port, p->addresses, CHAOSI_ADDRESSES, err);
     return p->address_count ? CHAOS_OK : CHAOS_ERR_UNREACHABLE;
+}
+
+/* Looks the upstream's name up again: at times, and when it could not be dialled. What is known is kept while the resolver
+   fails. A thread of its own, because getaddrinfo waits as long as it likes. */
+static void *chaosi_resolver(void *arg) {
+    chaosi_proxy *p = (chaosi_proxy *)arg;
+    chaosi_address found[CHAOSI_ADDRESSES];
+    chaosi_u64 next = chaosi_in(CHAOSI_RESOLVE_MS);
+    bool failed = false;
+    chaos_error err;
+    memset(found, 0, sizeof found);
+    while (!chaosi_readable(CHAOSI_STOP(p->c)[0])) {
+        int n;
+        chaosi_sleep_until(chaosi_in(1000), CHAOSI_STOP(p->c)[0], -1);
+        if (!CHAOSI_SWAP(&p->dial_failed, 0u) && chaosi_clock(false) < next) continue;
+        next = chaosi_in(CHAOSI_RESOLVE_MS);
+        n = chaosi_resolve(p->host, p->port, found, CHAOSI_ADDRESSES, &err);
+        if (!n && !failed) chaosi_note(p->c, "resolver", "upstream", p->host_port, err.text);
+        failed = !n;
+        if (!n) continue;
+        pthread_mutex_lock(&p->lock);
+        memcpy(p->addresses, found, sizeof found);
+        p->address_count = n;
+        pthread_mutex_unlock(&p->lock);
+    }
+    return NULL;
 }
 
 CHAOSI_FN chaos_result chaosi_open_listener(chaosi_proxy *p, chaos_error *err) {
@@ -4581,12 +4915,29 @@ CHAOSI_FN chaos_result chaosi_open_listener(chaosi_proxy *p, chaos_error *err) {
     if (chaosi_resolve(host, port, &a, 1, err) == 0) return CHAOS_ERR_UNREACHABLE;
     p->listener = chaosi_listen(&a, 1024, p->d.listen, err);
     if (p->listener < 0) return CHAOS_ERR_SYSTEM;
-    chaosi_set_patience(p->listener, p->d.idle_timeout); /* with TCP_NODELAY, handed on to what it accepts */
+    fcntl(p->listener, F_SETFL, O_NONBLOCK);
+    chaosi_set_patience(p->listener, CHAOSI_FRESH_MS); /* with TCP_NODELAY, handed on to what it accepts */
     a.len = sizeof a.addr;
     getsockname(p->listener, (struct sockaddr *)(void *)&a.addr, &a.len);
     chaosi_name_address(&a.addr, a.len, false, name, sizeof name);
     if (p->d.listening) p->d.listening(p->d.user, name);
     return CHAOS_OK;
+}
+
+/* The set that workers wait on. */
+CHAOSI_FN chaos_result chaosi_open_ready(chaosi_proxy *p, chaos_error *err) {
+    bool ok = chaosi_pipe(p->bell);
+#ifdef CHAOSI_EPOLL
+    struct epoll_event e;
+    memset(&e, 0, sizeof e);
+    e.events = EPOLLIN;
+    e.data.ptr = p;
+    p->ready = epoll_create1(EPOLL_CLOEXEC);
+    ok = ok && epoll_ctl(p->ready, EPOLL_CTL_ADD, CHAOSI_STOP(p->c)[0], &e) == 0;
+    e.data.ptr = &p->listener;
+    ok = ok && epoll_ctl(p->ready, EPOLL_CTL_ADD, p->listener, &e) == 0;
+#endif
+    return ok ? CHAOS_OK : chaosi_fail(err, CHAOS_ERR_SYSTEM, "pipe or epoll: %s", strerror(errno));
 }
 
 CHAOSI_FN chaos_result chaosi_proxy_limits(chaos_proxy_desc *d, chaos_error *err) {
@@ -4629,19 +4980,17 @@ CHAOSI_FN bool chaosi_wait_workers(chaosi_proxy *p, chaosi_u64 deadline) {
 /* Stop: no new connections, idle ones close, the rest has until the drain is over, then its sockets are shut. */
 CHAOSI_FN void chaosi_drain_workers(chaosi_proxy *p) {
     chaosi_worker *w;
+    int i;
     CHAOSI_ORDERED(&p->stopping, 1u);
     shutdown(p->listener, SHUT_RDWR);
-    pthread_mutex_lock(&p->lock);
-    for (w = p->workers; w; w = w->next)
-        if (w->client >= 0 && CHAOSI_SEQ(&w->idle)) shutdown(w->client, SHUT_RD);
-    pthread_mutex_unlock(&p->lock);
+    chaosi_sweep(p, 0);
     if (!chaosi_wait_workers(p, chaosi_in(p->d.drain_timeout))) {
         pthread_mutex_lock(&p->lock);
         CHAOSI_ORDERED(&p->hard, 1u);
-        for (w = p->workers; w; w = w->next) {
-            if (w->client >= 0) shutdown(w->client, SHUT_RDWR);
+        for (i = 0; i < p->client_used; i++)
+            if (CHAOSI_SEQ(&p->clients[i].place) != CHAOSI_FREE) shutdown(CHAOSI_SEQ(&p->clients[i].fd), SHUT_RDWR);
+        for (w = p->workers; w; w = w->next)
             if (w->upstream >= 0) shutdown(w->upstream, SHUT_RDWR);
-        }
         pthread_mutex_unlock(&p->lock);
         chaosi_wait_workers(p, CHAOSI_NEVER);
     }
@@ -4650,13 +4999,22 @@ CHAOSI_FN void chaosi_drain_workers(chaosi_proxy *p) {
 }
 
 CHAOSI_FN chaos_result chaosi_serve_all(chaosi_proxy *p, chaos_error *err) {
-    p->worker_count = p->idle_count = 1;
+    int tick = p->d.idle_timeout < 4000 ? p->d.idle_timeout / 4 + 1 : 1000;
+    chaosi_u64 next = 0;
+    pthread_t resolver;
+    bool resolves = !strchr(p->host, ':') && !chaosi_is_digit(p->host[strlen(p->host) - 1]); /* a name, not an address */
     if (!chaosi_add_worker(p)) return chaosi_fail(err, CHAOS_ERR_MEMORY, "cannot start a worker thread");
+    resolves = resolves && chaosi_thread(&resolver, chaosi_resolver, p);
     while (!chaosi_readable(CHAOSI_STOP(p->c)[0])) {
-        chaosi_sleep_until(chaosi_in(1000), CHAOSI_STOP(p->c)[0], -1);
+        chaosi_sleep_until(chaosi_in(tick), CHAOSI_STOP(p->c)[0], p->bell[0]);
+        if (chaosi_readable(p->bell[0])) chaosi_grow(p);
+        if (chaosi_clock(false) < next) continue;
+        next = chaosi_in(tick);
         chaosi_pool_trim(p, CHAOSI_POOL_IDLE_NS);
+        chaosi_sweep(p, (chaosi_u64)(unsigned)p->d.idle_timeout * CHAOSI_MS);
     }
     chaosi_drain_workers(p);
+    if (resolves) pthread_join(resolver, NULL);
     return CHAOS_OK;
 }
 
@@ -4665,11 +5023,12 @@ CHAOSI_FN chaos_result chaosi_proxy_run(chaos *c, const chaos_proxy_desc *d, cha
     chaosi_proxy *p;
     chaos_result r = chaosi_proxy_limits(&full, err);
     chaosi_u32 idle_modes = CHAOSI_MODES_IN_PROCESS;
-    size_t self = (sizeof *p + 63) / 64 * 64;
+    size_t self = (sizeof *p + 63) / 64 * 64, most = (size_t)full.max_connections;
+    char number[16];
     if (r != CHAOS_OK) return r;
     if (!CHAOSI_CAS(&c->modes, &idle_modes, CHAOSI_MODES_PROXY))
         return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "a proxy runs on this handle already");
-    p = (chaosi_proxy *)c->desc.alloc(c->desc.alloc_user, self + sizeof(chaosi_idle) * (size_t)full.max_connections);
+    p = (chaosi_proxy *)c->desc.alloc(c->desc.alloc_user, self + (sizeof(chaosi_idle) + sizeof(chaosi_client)) * most);
     if (!p) {
         CHAOSI_ORDERED(&c->modes, CHAOSI_MODES_IN_PROCESS);
         return chaosi_fail(err, CHAOS_ERR_MEMORY, "out of memory");
@@ -4677,13 +5036,20 @@ CHAOSI_FN chaos_result chaosi_proxy_run(chaos *c, const chaos_proxy_desc *d, cha
     memset(p, 0, sizeof *p);
     p->c = c;
     p->d = full;
-    p->listener = -1;
-    p->pool = (chaosi_idle *)(void *)((char *)p + self);
+    p->listener = p->ready = p->bell[0] = p->bell[1] = -1;
+    p->clients = (chaosi_client *)(void *)((char *)p + self);
+    p->pool = (chaosi_idle *)(void *)(p->clients + most);
     pthread_mutex_init(&p->lock, NULL);
+    snprintf(number, sizeof number, "%d", full.max_connections);
+    if (d->max_connections > full.max_connections)
+        chaosi_note(c, "clamped", "max_connections", number, "two descriptors for each connection");
     r = chaosi_parse_upstream(p, err);
     if (r == CHAOS_OK) r = chaosi_open_listener(p, err);
+    if (r == CHAOS_OK) r = chaosi_open_ready(p, err);
     if (r == CHAOS_OK) r = chaosi_serve_all(p, err);
     if (p->listener >= 0) close(p->listener);
+    if (p->ready >= 0) close(p->ready);
+    if (p->bell[0] >= 0) close(p->bell[0]), close(p->bell[1]);
     chaosi_drain(c, CHAOSI_STOP(c)[0]);
     CHAOSI_ORDERED(&c->modes, CHAOSI_MODES_IN_PROCESS);
     pthread_mutex_destroy(&p->lock);
