@@ -3754,13 +3754,15 @@ typedef struct chaosi_idle {
     chaosi_u64 since;
 } chaosi_idle;
 
-typedef enum chaosi_place { CHAOSI_FREE, CHAOSI_BUSY, CHAOSI_PARKED } chaosi_place;
+/* NEWS: busy, and epoll told of bytes meanwhile. Whoever moves a client from PARKED to BUSY owns it. */
+typedef enum chaosi_place { CHAOSI_FREE, CHAOSI_BUSY, CHAOSI_NEWS, CHAOSI_PARKED } chaosi_place;
 
-/* A client's connection: all that a parked one costs besides its socket. Whoever moves `place` away from PARKED owns it. */
+/* A client's connection: all that a parked one costs besides its socket. */
 typedef struct chaosi_client {
     int fd;
     chaosi_u32 place; /* to and from FREE under the lock */
     bool known;       /* to epoll */
+    bool armed;       /* it tells of this client; not while a body or a tunnel is streamed */
     chaosi_u64 since; /* when it was parked */
     struct chaosi_client *next_free;
     char peer[48];
@@ -3872,6 +3874,21 @@ CHAOSI_FN void chaosi_note(chaos *c, const char *action, const char *key, const 
     chaosi_put_str(&o, key, value);
     chaosi_put_str(&o, "reason", reason);
     chaosi_emit(c, &o);
+}
+
+/* Puts a descriptor into the epoll set, or says whether it still tells of it. A client is edge-triggered and stays in it, so
+   that a request costs no epoll_ctl. */
+CHAOSI_FN bool chaosi_watch(chaosi_proxy *p, bool add, int fd, void *what, bool on) {
+#ifdef CHAOSI_EPOLL
+    struct epoll_event e;
+    memset(&e, 0, sizeof e);
+    if (on) e.events = what == &p->listener || what == p ? EPOLLIN : EPOLLIN | EPOLLET;
+    e.data.ptr = what;
+    return epoll_ctl(p->ready, add ? EPOLL_CTL_ADD : EPOLL_CTL_MOD, fd, &e) == 0;
+#else
+    (void)p, (void)add, (void)fd, (void)what, (void)on;
+    return false;
+#endif
 }
 
 /* -- upstream -- */
@@ -4330,6 +4347,8 @@ CHAOSI_FN bool chaosi_put_upstream_head(chaosi_worker *w) {
     if (w->p->d.host_header) host = chaosi_str(w->p->d.host_header);
     if (!host.len) host = chaosi_str(w->p->host_port);
     chaosi_put_request(&o, &w->req, w->p->prefix, host, w->who->peer);
+    if (w->who->armed && (w->req.chunked || w->req.tunnel || w->req.length > CHAOSI_BODY_BUFFER))
+        w->who->armed = !chaosi_watch(w->p, false, w->client, w->who, false); /* what is streamed wakes nobody else */
     chaosi_flow_start(&w->up, &w->req, w->client, w->upstream, w->in + w->head_len, w->in_cap - w->head_len, w->in_len - w->head_len);
     chaosi_flow_body(&w->up, chaosi_request_body(&w->req), w->req.length, w->req.chunked);
     chaosi_flow_out(&w->up, w->out, o.len);
@@ -4562,7 +4581,7 @@ CHAOSI_FN bool chaosi_forward(chaosi_worker *w) {
 CHAOSI_FN bool chaosi_serve_one(chaosi_worker *w) {
     bool on;
     int kind;
-    w->replied = w->close = w->lingers = false;
+    w->replied = w->close = w->lingers = w->parks = false;
     if (!chaosi_read_head(w)) return false;
     CHAOSI_ADD(&w->p->served, 1u);
     w->close = !w->req.keep_alive || CHAOSI_LOAD(&w->p->stopping);
@@ -4583,13 +4602,7 @@ CHAOSI_FN bool chaosi_serve_one(chaosi_worker *w) {
 /* At the connection limit new ones wait in the backlog; how long that held somebody up is counted. Under the lock. */
 CHAOSI_FN void chaosi_watch_listener(chaosi_proxy *p, bool on) {
     chaosi_u64 now = chaosi_clock(false);
-#ifdef CHAOSI_EPOLL
-    struct epoll_event e;
-    memset(&e, 0, sizeof e);
-    if (on) e.events = EPOLLIN;
-    e.data.ptr = &p->listener;
-    epoll_ctl(p->ready, EPOLL_CTL_MOD, p->listener, &e);
-#endif
+    chaosi_watch(p, false, p->listener, &p->listener, on);
     if (!on) p->full_since = now;
     if (!on || !chaosi_readable(p->listener)) return;
     p->full_ns += now - p->full_since;
@@ -4609,7 +4622,7 @@ CHAOSI_FN chaosi_client *chaosi_admit(chaosi_proxy *p) {
         if (who) p->free_clients = who->next_free;
         else who = &p->clients[p->client_used++];
         who->fd = -1;
-        who->known = false;
+        who->known = who->armed = false;
         CHAOSI_ORDERED(&who->place, (chaosi_u32)CHAOSI_BUSY);
         if (++p->client_count == p->d.max_connections) chaosi_watch_listener(p, false);
     }
@@ -4656,28 +4669,33 @@ CHAOSI_FN chaosi_client *chaosi_accept(chaosi_proxy *p) {
     return NULL;
 }
 
+/* Takes a parked client. False = somebody has it; when it is busy, its owner will look again. */
 CHAOSI_FN bool chaosi_claim(chaosi_client *who) {
-    chaosi_u32 parked = CHAOSI_PARKED;
-    return CHAOSI_CAS(&who->place, &parked, (chaosi_u32)CHAOSI_BUSY);
+    chaosi_u32 place = CHAOSI_SEQ(&who->place);
+    while (place == CHAOSI_PARKED || place == CHAOSI_BUSY)
+        if (CHAOSI_CAS(&who->place, &place, place == CHAOSI_PARKED ? (chaosi_u32)CHAOSI_BUSY : (chaosi_u32)CHAOSI_NEWS))
+            return place == CHAOSI_PARKED;
+    return false;
 }
 
-/* The connection waits in the epoll set; from here on it is another's. */
-CHAOSI_FN void chaosi_park(chaosi_proxy *p, chaosi_client *who) {
-    bool parked = false;
-#ifdef CHAOSI_EPOLL
-    struct epoll_event e;
-    int op = who->known ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, fd = who->fd;
-    memset(&e, 0, sizeof e);
-    e.events = EPOLLIN | EPOLLONESHOT;
-    e.data.ptr = who;
-    who->known = true;
+/* The connection waits in the epoll set; from here on it is another's. False = it has something to say already. */
+CHAOSI_FN bool chaosi_park(chaosi_proxy *p, chaosi_client *who) {
+    bool parked = true;
+    chaosi_u32 busy = CHAOSI_BUSY;
     CHAOSI_STORE(&who->since, chaosi_clock(false));
-    CHAOSI_ORDERED(&who->place, (chaosi_u32)CHAOSI_PARKED);
-    parked = epoll_ctl(p->ready, op, fd, &e) == 0;
-    if ((!parked || CHAOSI_SEQ(&p->stopping)) && chaosi_claim(who)) parked = false;
-    else parked = true;
-#endif
-    if (!parked) chaosi_dismiss(p, who);
+    if (who->armed && !CHAOSI_CAS(&who->place, &busy, (chaosi_u32)CHAOSI_PARKED)) {
+        CHAOSI_ORDERED(&who->place, (chaosi_u32)CHAOSI_BUSY);
+        return false;
+    }
+    if (!who->armed) {
+        bool known = who->known;
+        int fd = who->fd;
+        who->known = who->armed = true;
+        CHAOSI_ORDERED(&who->place, (chaosi_u32)CHAOSI_PARKED);
+        parked = chaosi_watch(p, !known, fd, who, true); /* tells at once of what came before */
+    }
+    if ((!parked || CHAOSI_SEQ(&p->stopping)) && chaosi_claim(who)) chaosi_dismiss(p, who);
+    return true;
 }
 
 /* Closes parked connections that were idle for longer than `ns`. */
@@ -4690,8 +4708,12 @@ CHAOSI_FN void chaosi_sweep(chaosi_proxy *p, chaosi_u64 ns) {
     for (i = 0; i < used; i++) {
         chaosi_client *who = &p->clients[i];
         if (CHAOSI_SEQ(&who->place) != CHAOSI_PARKED || now < CHAOSI_LOAD(&who->since) + ns || !chaosi_claim(who)) continue;
-        if (now < CHAOSI_LOAD(&who->since) + ns) chaosi_park(p, who); /* it was served between the two looks */
-        else chaosi_dismiss(p, who);
+        if (now >= CHAOSI_LOAD(&who->since) + ns) {
+            chaosi_dismiss(p, who);
+        } else { /* it was served between the two looks */
+            who->armed = false;
+            chaosi_park(p, who);
+        }
     }
 }
 
@@ -4728,14 +4750,14 @@ CHAOSI_FN void chaosi_serve(chaosi_worker *w) {
     w->client = w->who->fd;
     w->in_len = 0;
     w->ready = true;
-    w->parks = false;
-    while (chaosi_serve_one(w)) {}
-    if (w->parks) {
-        chaosi_park(w->p, w->who);
-    } else {
-        if (w->lingers && !CHAOSI_LOAD(&w->p->hard)) chaosi_linger(w->client, chaosi_in(1000));
-        chaosi_dismiss(w->p, w->who);
+    for (;;) {
+        while (chaosi_serve_one(w)) {}
+        if (!w->parks) break;
+        if (chaosi_park(w->p, w->who)) return;
+        w->ready = true;
     }
+    if (w->lingers && !CHAOSI_LOAD(&w->p->hard)) chaosi_linger(w->client, chaosi_in(1000));
+    chaosi_dismiss(w->p, w->who);
 }
 
 /* -- workers -- */
@@ -4928,14 +4950,8 @@ CHAOSI_FN chaos_result chaosi_open_listener(chaosi_proxy *p, chaos_error *err) {
 CHAOSI_FN chaos_result chaosi_open_ready(chaosi_proxy *p, chaos_error *err) {
     bool ok = chaosi_pipe(p->bell);
 #ifdef CHAOSI_EPOLL
-    struct epoll_event e;
-    memset(&e, 0, sizeof e);
-    e.events = EPOLLIN;
-    e.data.ptr = p;
     p->ready = epoll_create1(EPOLL_CLOEXEC);
-    ok = ok && epoll_ctl(p->ready, EPOLL_CTL_ADD, CHAOSI_STOP(p->c)[0], &e) == 0;
-    e.data.ptr = &p->listener;
-    ok = ok && epoll_ctl(p->ready, EPOLL_CTL_ADD, p->listener, &e) == 0;
+    ok = ok && chaosi_watch(p, true, CHAOSI_STOP(p->c)[0], p, true) && chaosi_watch(p, true, p->listener, &p->listener, true);
 #endif
     return ok ? CHAOS_OK : chaosi_fail(err, CHAOS_ERR_SYSTEM, "pipe or epoll: %s", strerror(errno));
 }
