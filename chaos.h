@@ -3754,16 +3754,19 @@ typedef struct chaosi_idle {
     chaosi_u64 since;
 } chaosi_idle;
 
-/* NEWS: busy, and epoll told of bytes meanwhile. Whoever moves a client from PARKED to BUSY owns it. */
-typedef enum chaosi_place { CHAOSI_FREE, CHAOSI_BUSY, CHAOSI_NEWS, CHAOSI_PARKED } chaosi_place;
+/* Where a client is: the two low bits of its `place`. NEWS: busy, and epoll told of bytes meanwhile. Whoever moves it from
+   PARKED (the upper bits say since when, in ns) to BUSY owns it. */
+#define CHAOSI_FREE   0u
+#define CHAOSI_BUSY   1u
+#define CHAOSI_NEWS   2u
+#define CHAOSI_PARKED 3u
 
 /* A client's connection: all that a parked one costs besides its socket. */
 typedef struct chaosi_client {
     int fd;
-    chaosi_u32 place; /* to and from FREE under the lock */
+    chaosi_u64 place; /* to and from FREE under the lock */
     bool known;       /* to epoll */
     bool armed;       /* it tells of this client; not while a body or a tunnel is streamed */
-    chaosi_u64 since; /* when it was parked */
     struct chaosi_client *next_free;
     char peer[48];
 } chaosi_client;
@@ -4623,7 +4626,7 @@ CHAOSI_FN chaosi_client *chaosi_admit(chaosi_proxy *p) {
         else who = &p->clients[p->client_used++];
         who->fd = -1;
         who->known = who->armed = false;
-        CHAOSI_ORDERED(&who->place, (chaosi_u32)CHAOSI_BUSY);
+        CHAOSI_ORDERED(&who->place, CHAOSI_BUSY);
         if (++p->client_count == p->d.max_connections) chaosi_watch_listener(p, false);
     }
     pthread_mutex_unlock(&p->lock);
@@ -4634,7 +4637,7 @@ CHAOSI_FN chaosi_client *chaosi_admit(chaosi_proxy *p) {
 CHAOSI_FN void chaosi_dismiss(chaosi_proxy *p, chaosi_client *who) {
     int fd = who->fd;
     pthread_mutex_lock(&p->lock);
-    CHAOSI_ORDERED(&who->place, (chaosi_u32)CHAOSI_FREE);
+    CHAOSI_ORDERED(&who->place, CHAOSI_FREE);
     who->next_free = p->free_clients;
     p->free_clients = who;
     if (p->client_count-- == p->d.max_connections) chaosi_watch_listener(p, true);
@@ -4671,30 +4674,23 @@ CHAOSI_FN chaosi_client *chaosi_accept(chaosi_proxy *p) {
 
 /* Takes a parked client. False = somebody has it; when it is busy, its owner will look again. */
 CHAOSI_FN bool chaosi_claim(chaosi_client *who) {
-    chaosi_u32 place = CHAOSI_SEQ(&who->place);
-    while (place == CHAOSI_PARKED || place == CHAOSI_BUSY)
-        if (CHAOSI_CAS(&who->place, &place, place == CHAOSI_PARKED ? (chaosi_u32)CHAOSI_BUSY : (chaosi_u32)CHAOSI_NEWS))
-            return place == CHAOSI_PARKED;
+    chaosi_u64 place = CHAOSI_SEQ(&who->place);
+    while ((place & 3u) == CHAOSI_PARKED || place == CHAOSI_BUSY)
+        if (CHAOSI_CAS(&who->place, &place, place == CHAOSI_BUSY ? CHAOSI_NEWS : CHAOSI_BUSY)) return place != CHAOSI_BUSY;
     return false;
 }
 
 /* The connection waits in the epoll set; from here on it is another's. False = it has something to say already. */
 CHAOSI_FN bool chaosi_park(chaosi_proxy *p, chaosi_client *who) {
-    bool parked = true;
-    chaosi_u32 busy = CHAOSI_BUSY;
-    CHAOSI_STORE(&who->since, chaosi_clock(false));
-    if (who->armed && !CHAOSI_CAS(&who->place, &busy, (chaosi_u32)CHAOSI_PARKED)) {
-        CHAOSI_ORDERED(&who->place, (chaosi_u32)CHAOSI_BUSY);
+    chaosi_u64 busy = CHAOSI_BUSY, parked = chaosi_clock(false) | CHAOSI_PARKED;
+    bool armed = who->armed || chaosi_watch(p, !who->known, who->fd, who, true); /* it tells at once of what came before */
+    who->known = true;
+    who->armed = armed;
+    if (armed && !CHAOSI_CAS(&who->place, &busy, parked)) {
+        CHAOSI_ORDERED(&who->place, CHAOSI_BUSY);
         return false;
     }
-    if (!who->armed) {
-        bool known = who->known;
-        int fd = who->fd;
-        who->known = who->armed = true;
-        CHAOSI_ORDERED(&who->place, (chaosi_u32)CHAOSI_PARKED);
-        parked = chaosi_watch(p, !known, fd, who, true); /* tells at once of what came before */
-    }
-    if ((!parked || CHAOSI_SEQ(&p->stopping)) && chaosi_claim(who)) chaosi_dismiss(p, who);
+    if (!armed || (CHAOSI_SEQ(&p->stopping) && CHAOSI_CAS(&who->place, &parked, CHAOSI_BUSY))) chaosi_dismiss(p, who);
     return true;
 }
 
@@ -4706,14 +4702,9 @@ CHAOSI_FN void chaosi_sweep(chaosi_proxy *p, chaosi_u64 ns) {
     used = p->client_used;
     pthread_mutex_unlock(&p->lock);
     for (i = 0; i < used; i++) {
-        chaosi_client *who = &p->clients[i];
-        if (CHAOSI_SEQ(&who->place) != CHAOSI_PARKED || now < CHAOSI_LOAD(&who->since) + ns || !chaosi_claim(who)) continue;
-        if (now >= CHAOSI_LOAD(&who->since) + ns) {
-            chaosi_dismiss(p, who);
-        } else { /* it was served between the two looks */
-            who->armed = false;
-            chaosi_park(p, who);
-        }
+        chaosi_u64 place = CHAOSI_SEQ(&p->clients[i].place);
+        if ((place & 3u) == CHAOSI_PARKED && now >= (place & ~(chaosi_u64)3) + ns && CHAOSI_CAS(&p->clients[i].place, &place, CHAOSI_BUSY))
+            chaosi_dismiss(p, &p->clients[i]);
     }
 }
 
