@@ -945,16 +945,10 @@ CHAOSI_FN void chaosi_put_json(chaosi_out *o, chaosi_span s) {
 #define CHAOSI_YEAR_2000 946684800ll /* s since the epoch */
 #define CHAOSI_YEAR_2100 4102444800ll
 
-/* Where a key may stand; objects are written in the order of these bits. */
-#define CHAOSI_HEAD    1
-#define CHAOSI_REST    2
-#define CHAOSI_TOP     3 /* the top level: both */
-#define CHAOSI_NAME    4
-#define CHAOSI_OWN     8
-#define CHAOSI_FAULT   16 /* inherited from the top level */
-#define CHAOSI_RULE    28 /* a rule: these three */
-#define CHAOSI_MATCH   32
-#define CHAOSI_LATENCY 64
+/* Where a key may stand; objects are written in the order of these bits: at the top level (two of them), in a rule (its own
+   two, and those it inherits), in match, in latency. */
+enum { CHAOSI_HEAD = 1, CHAOSI_REST = 2, CHAOSI_TOP = 3, CHAOSI_NAME = 4, CHAOSI_OWN = 8, CHAOSI_FAULT = 16, CHAOSI_RULE = 28 };
+enum { CHAOSI_MATCH = 32, CHAOSI_LATENCY = 64 };
 
 /* One table gives the defaults, reads and writes. kind: b bool, n number, w word, s string, l list of strings or object of
    headers, e expiry, d latency, m match, r rules, - nothing enforces it yet. */
@@ -966,25 +960,20 @@ typedef struct chaosi_key {
     long long lo, hi;          /* the bounds; s: bytes; l: Method, Path, Header or Glob, and bytes */
     long long def;             /* this is not written; -1 for a bool: always written */
     int where;
-    size_t size, at[2]; /* the field, in chaos_config (chaos_match, unsigned[6] of a latency) and in chaos_rule */
+    size_t size, at, in_rule; /* the field: its offset in chaos_config (chaos_match, the six ms of a latency), in chaos_rule */
 } chaosi_key;
 
-#define CHAOSI_BOOL        'b', "tf", "true or false", NULL, 0, 1
-#define CHAOSI_NUMBER      'n', "0", "a whole number", NULL
-#define CHAOSI_CHOICE      'w', "\"", "a string"
-#define CHAOSI_STRING(max) 's', "\"", "a string", NULL, 0, max, 0
-#define CHAOSI_LIST(kind)  'l', "[", "a list of strings", NULL, kind, 256, 0
-#define CHAOSI_LATER \
-    '-', "", "", NULL, 0, 0, 0, CHAOSI_REST, 0, { 0, 0 }
-#define CHAOSI_AT(where, f) \
-    where, sizeof(((chaos_config *)0)->f), { offsetof(chaos_config, f), 0 }
-#define CHAOSI_BOTH(where, f) \
-    where, sizeof(((chaos_rule *)0)->f), { offsetof(chaos_config, f), offsetof(chaos_rule, f) }
-#define CHAOSI_OF_FAULT(f) CHAOSI_BOTH(CHAOSI_REST | CHAOSI_FAULT, fault.f)
-#define CHAOSI_OF_MATCH(f) \
-    CHAOSI_MATCH, sizeof(chaos_list), { offsetof(chaos_match, f), 0 }
-#define CHAOSI_NTH_MS(n) \
-    'n', "0", "made of whole numbers of ms", NULL, 0, 900000, UINT_MAX, CHAOSI_LATENCY, sizeof(unsigned), { n * sizeof(unsigned), 0 }
+#define CHAOSI_BOOL           'b', "tf", "true or false", NULL, 0, 1
+#define CHAOSI_NUMBER         'n', "0", "a whole number", NULL
+#define CHAOSI_CHOICE         'w', "\"", "a string"
+#define CHAOSI_STRING(max)    's', "\"", "a string", NULL, 0, max, 0
+#define CHAOSI_LIST(kind)     'l', "[", "a list of strings", NULL, kind, 256, 0
+#define CHAOSI_LATER          '-', "", "", NULL, 0, 0, 0, CHAOSI_REST, 0, 0, 0
+#define CHAOSI_AT(where, f)   where, sizeof(((chaos_config *)0)->f), offsetof(chaos_config, f), 0
+#define CHAOSI_BOTH(where, f) where, sizeof(((chaos_rule *)0)->f), offsetof(chaos_config, f), offsetof(chaos_rule, f)
+#define CHAOSI_OF_FAULT(f)    CHAOSI_BOTH(CHAOSI_REST | CHAOSI_FAULT, fault.f)
+#define CHAOSI_OF_MATCH(f)    CHAOSI_MATCH, sizeof(chaos_list), offsetof(chaos_match, f), 0
+#define CHAOSI_OF_LATENCY     "made of whole numbers of ms", NULL, 0, 900000, UINT_MAX, CHAOSI_LATENCY, sizeof(unsigned)
 static const chaosi_key chaosi_keys[] = {
     {"enabled", CHAOSI_BOOL, -1, CHAOSI_AT(CHAOSI_HEAD, enabled)},
     {"latency", 'd', "0{", "a whole number of ms, or an object", "min, max, mean, p50, p95 and p99", 0, 900000, 0,
@@ -1015,12 +1004,12 @@ static const chaosi_key chaosi_keys[] = {
     {"methods", CHAOSI_LIST('M'), CHAOSI_OF_MATCH(methods)},
     {"paths", CHAOSI_LIST('P'), CHAOSI_OF_MATCH(paths)},
     {"headers", 'l', "{", "an object of header names and globs", NULL, 'H', 256, 0, CHAOSI_OF_MATCH(headers)},
-    {"min", CHAOSI_NTH_MS(0)},
-    {"mean", CHAOSI_NTH_MS(1)},
-    {"p50", CHAOSI_NTH_MS(2)},
-    {"p95", CHAOSI_NTH_MS(3)},
-    {"p99", CHAOSI_NTH_MS(4)},
-    {"max", CHAOSI_NTH_MS(5)},
+    {"min", 'n', "0", CHAOSI_OF_LATENCY, 0 * sizeof(unsigned), 0},
+    {"mean", 'n', "0", CHAOSI_OF_LATENCY, 1 * sizeof(unsigned), 0},
+    {"p50", 'n', "0", CHAOSI_OF_LATENCY, 2 * sizeof(unsigned), 0},
+    {"p95", 'n', "0", CHAOSI_OF_LATENCY, 3 * sizeof(unsigned), 0},
+    {"p99", 'n', "0", CHAOSI_OF_LATENCY, 4 * sizeof(unsigned), 0},
+    {"max", 'n', "0", CHAOSI_OF_LATENCY, 5 * sizeof(unsigned), 0},
     {"rules", 'r', "[", "a list of objects", NULL, 0, 0, 0, CHAOSI_AT(CHAOSI_REST, rules)},
     {"events", CHAOSI_LATER},
     {"guard", CHAOSI_LATER},
@@ -1053,11 +1042,8 @@ CHAOSI_COLD CHAOSI_PRINTF(3, 4) bool chaosi_bad(chaosi_parse *p, chaos_result co
     return false;
 }
 
-CHAOSI_FN chaosi_span chaosi_text_of(const chaos_config *cfg, chaos_text t) { return chaosi_of(cfg->text + t.at, t.len); }
-
-CHAOSI_FN chaosi_span chaosi_item(const chaos_config *cfg, chaos_list list, int i) {
-    return chaosi_text_of(cfg, cfg->items[list.first + i]);
-}
+CHAOSI_FN chaosi_span chaosi_text_of(const chaos_config *c, chaos_text t) { return chaosi_of(c->text + t.at, t.len); }
+CHAOSI_FN chaosi_span chaosi_item(const chaos_config *c, chaos_list l, int i) { return chaosi_text_of(c, c->items[l.first + i]); }
 
 /* The i-th word of "a, b or c". */
 CHAOSI_FN chaosi_span chaosi_word(const char *words, long long i) {
@@ -1085,35 +1071,28 @@ CHAOSI_FN void chaosi_config_default(chaos_config *cfg) {
     memset(cfg, 0, sizeof *cfg);
     cfg->default_exclude = true;
     for (k = chaosi_keys; k < CHAOSI_KEYS_END; k++)
-        if (k->where & CHAOSI_TOP && (k->kind == 'n' || k->kind == 'w')) chaosi_set(k, (char *)cfg + k->at[0], k->def);
+        if (k->where & CHAOSI_TOP && (k->kind == 'n' || k->kind == 'w')) chaosi_set(k, (char *)cfg + k->at, k->def);
 }
 
-/* Edits (insert, delete, replace; case does not count) from a to b, at most 99; both under 32 bytes. */
-CHAOSI_COLD int chaosi_distance(chaosi_span a, chaosi_span b) {
-    int row[32];
-    size_t i, k;
-    if (a.len >= 32 || b.len >= 32) return 99;
-    for (k = 0; k <= b.len; k++) row[k] = (int)k;
-    for (i = 1; i <= a.len; i++) {
-        int diagonal = row[0];
-        row[0] = (int)i;
-        for (k = 1; k <= b.len; k++) {
-            int replace = diagonal + (chaosi_lower(a.at[i - 1]) != chaosi_lower(b.at[k - 1]));
-            int edit = (row[k] < row[k - 1] ? row[k] : row[k - 1]) + 1;
-            diagonal = row[k];
-            row[k] = replace < edit ? replace : edit;
-        }
+/* Edits (insert, delete, replace; case does not count) from a to b; exact up to `limit`. */
+CHAOSI_COLD size_t chaosi_distance(chaosi_span a, chaosi_span b, size_t limit) {
+    size_t best = limit, d, i;
+    for (; a.len && b.len && chaosi_lower(*a.at) == chaosi_lower(*b.at); a.at++, a.len--, b.at++) b.len--;
+    if (!limit || !a.len || !b.len) return a.len > b.len ? a.len : b.len;
+    for (i = 1; i < 4; i++) { /* 1 delete, 2 insert, 3 replace */
+        d = chaosi_distance(chaosi_of(a.at + (i & 1), a.len - (i & 1)), chaosi_of(b.at + i / 2, b.len - i / 2), limit - 1);
+        if (d < best) best = d;
     }
-    return row[b.len];
+    return best + 1;
 }
 
 CHAOSI_COLD bool chaosi_unknown_key(chaosi_parse *p, chaosi_span name, int where) {
     const chaosi_key *k, *best = NULL;
-    int d, best_distance = 4;
+    size_t d, bound = name.len < 6 ? name.len / 2 + 1 : 4;
     for (k = chaosi_keys; k < CHAOSI_KEYS_END; k++) {
-        if (!(k->where & where) || (d = chaosi_distance(name, chaosi_str(k->name))) >= best_distance || (size_t)d * 2 > name.len) continue;
+        if (!(k->where & where) || (d = chaosi_distance(name, chaosi_str(k->name), 3)) >= bound) continue;
         best = k;
-        best_distance = d;
+        bound = d;
     }
     return chaosi_bad(p, CHAOS_ERR_UNKNOWN_KEY, "unknown key \"%.*s\"%s%s%s", (int)name.len, name.at, best ? " (did you mean \"" : "",
                       best ? best->name : "", best ? "\"?)" : "");
@@ -1229,10 +1208,7 @@ CHAOSI_FN bool chaosi_list(chaosi_parse *p, chaos_list *list) {
 /* n digits at s as a number, -1 = something else. */
 CHAOSI_FN int chaosi_digits(const char *s, int n) {
     int value = 0;
-    while (n-- > 0) {
-        if (!chaosi_is_digit(*s)) return -1;
-        value = value * 10 + (*s++ - '0');
-    }
+    for (; n > 0 && value >= 0; n--, s++) value = chaosi_is_digit(*s) ? value * 10 + (*s - '0') : -1;
     return value;
 }
 
@@ -1256,27 +1232,20 @@ CHAOSI_FN long long chaosi_moment(const char *s) {
 }
 
 CHAOSI_FN bool chaosi_expires(chaosi_parse *p, bool number, long long *out) {
+    static const char form[] = "\"expiresAt\" must be RFC 3339 in UTC (2026-01-31T12:00:00Z), epoch seconds or \"never\"";
     char s[48];
-    size_t n;
-    long long seconds;
+    size_t n = number ? 0 : chaosi_json_decode(&p->j, s, sizeof s - 1);
+    long long second = number ? 1 : 1000;
+    s[n == SIZE_MAX || memchr(s, 0, n) ? 0 : n] = 0;
+    *out = number ? 0 : chaosi_moment(s);
+    if (*out < 0) return strcmp(s, "never") == 0 || chaosi_bad(p, CHAOS_ERR_VALUE, "%s", form);
     if (number && !chaosi_int(p, out)) return false;
-    seconds = *out;
-    if (!number) {
-        n = chaosi_json_decode(&p->j, s, sizeof s - 1);
-        s[n == SIZE_MAX || memchr(s, 0, n) ? 0 : n] = 0;
-        *out = chaosi_moment(s);
-        if (*out < 0 && strcmp(s, "never") == 0) return true;
-        if (*out < 0)
-            return chaosi_bad(p, CHAOS_ERR_VALUE,
-                              "\"expiresAt\" must be RFC 3339 in UTC (2026-01-31T12:00:00Z), epoch seconds or \"never\"");
-        seconds = *out / 1000;
-    }
-    if (seconds > CHAOSI_YEAR_2100)
+    if (*out / second > CHAOSI_YEAR_2100)
         return chaosi_bad(p, CHAOS_ERR_RANGE, "\"expiresAt\" is beyond 2100%s",
                           number ? ": it looks like milliseconds, write seconds" : "");
-    if (seconds < CHAOSI_YEAR_2000)
+    if (*out / second < CHAOSI_YEAR_2000)
         return chaosi_bad(p, CHAOS_ERR_RANGE, "\"expiresAt\" is before 2000%s", number ? ": it is a moment, not a duration" : "");
-    if (number) *out *= 1000;
+    *out *= 1000 / second;
     return true;
 }
 
@@ -1357,7 +1326,7 @@ CHAOSI_FN bool chaosi_object(chaosi_parse *p, const chaosi_key *of, int where, v
     char t;
     while ((t = chaosi_json_next(&p->j)) != '}') {
         const chaosi_key *k = t ? chaosi_which_key(p, of, where, &seen) : NULL;
-        if (!k || !chaosi_value(p, k, (char *)in + k->at[where & CHAOSI_RULE ? 1 : 0])) return false;
+        if (!k || !chaosi_value(p, k, (char *)in + (where & CHAOSI_RULE ? k->in_rule : k->at))) return false;
     }
     return true;
 }
@@ -1413,19 +1382,6 @@ CHAOSI_FN void chaosi_put_text(chaosi_out *o, const chaos_config *cfg, const cha
     chaosi_put_json(o, chaosi_text_of(cfg, text));
 }
 
-CHAOSI_FN void chaosi_put_list(chaosi_out *o, const chaos_config *cfg, chaos_list list, bool headers) {
-    int i;
-    chaosi_puts(o, headers ? "{" : "[");
-    for (i = 0; i < list.count; i++) {
-        if (headers && i % 2 == 0) chaosi_put_key(o, cfg->text + cfg->items[list.first + i].at);
-        else {
-            if (i && !headers) chaosi_puts(o, ",");
-            chaosi_put_json(o, chaosi_item(cfg, list, i));
-        }
-    }
-    chaosi_puts(o, headers ? "}" : "]");
-}
-
 /* Is this what a reader takes when the key is not there: the default, or in a rule what the top level (base) says? */
 CHAOSI_FN bool chaosi_is_default(const chaos_config *cfg, const chaosi_key *k, const void *at, const void *base) {
     static const chaos_fault none = {0, 0, 0, 0, 0, 0, 0, {0, 0, 0, 0}, 0, 0, {0, 0}}; /* and an empty text */
@@ -1445,6 +1401,18 @@ CHAOSI_FN bool chaosi_is_default(const chaos_config *cfg, const chaosi_key *k, c
     return chaosi_get(k, at) == (base ? chaosi_get(k, base) : k->def);
 }
 
+CHAOSI_FN void chaosi_put_list(chaosi_out *o, const chaos_config *cfg, chaos_list list, bool headers) {
+    int i;
+    chaosi_puts(o, headers ? "{" : "[");
+    for (i = 0; i < list.count; i++) {
+        if (headers) chaosi_put_key(o, cfg->text + cfg->items[list.first + i++].at);
+        else if (i) chaosi_puts(o, ",");
+        chaosi_put_json(o, chaosi_item(cfg, list, i));
+    }
+    chaosi_puts(o, headers ? "}" : "]");
+}
+
+/* Writes an object: the keys that may stand there, but for defaults. */
 CHAOSI_FN void chaosi_put_keys(chaosi_out *o, const chaos_config *cfg, int where, const void *in);
 
 CHAOSI_FN void chaosi_put_latency(chaosi_out *o, const chaos_config *cfg, const chaos_fault *f) {
@@ -1456,19 +1424,10 @@ CHAOSI_FN void chaosi_put_latency(chaosi_out *o, const chaos_config *cfg, const 
     else chaosi_put_int(o, f->latency[0]);
 }
 
-CHAOSI_FN void chaosi_put_rules(chaosi_out *o, const chaos_config *cfg) {
-    int i;
-    chaosi_puts(o, "[");
-    for (i = 0; i < cfg->rule_count; i++) {
-        if (i) chaosi_puts(o, ",");
-        chaosi_put_keys(o, cfg, CHAOSI_RULE, &cfg->rules[i]);
-    }
-    chaosi_puts(o, "]");
-}
-
 CHAOSI_FN void chaosi_put_value(chaosi_out *o, const chaos_config *cfg, const chaosi_key *k, const void *at) {
     long long v = strchr("bnwe", k->kind) ? chaosi_get(k, at) : 0;
     char when[80];
+    int i;
     chaosi_put_key(o, k->name);
     switch (k->kind) {
     case 'b': chaosi_puts(o, v ? "true" : "false"); return;
@@ -1478,21 +1437,26 @@ CHAOSI_FN void chaosi_put_value(chaosi_out *o, const chaos_config *cfg, const ch
     case 'l': chaosi_put_list(o, cfg, *(const chaos_list *)at, k->lo == 'H'); return;
     case 'd': chaosi_put_latency(o, cfg, (const chaos_fault *)at); return;
     case 'm': chaosi_put_keys(o, cfg, CHAOSI_MATCH, at); return;
-    case 'r': chaosi_put_rules(o, cfg); return;
-    default: chaosi_put_int(o, v);
+    case 'n': chaosi_put_int(o, v); return;
+    default:
+        for (i = 0; i < cfg->rule_count; i++) {
+            chaosi_puts(o, i ? "," : "[");
+            chaosi_put_keys(o, cfg, CHAOSI_RULE, &cfg->rules[i]);
+        }
+        chaosi_puts(o, "]");
     }
 }
 
-/* An object: the keys that may stand there, in the order of the bits of `where` and of the table. */
 CHAOSI_FN void chaosi_put_keys(chaosi_out *o, const chaos_config *cfg, int where, const void *in) {
     const chaosi_key *k;
     int bit;
     chaosi_puts(o, "{");
     for (bit = 1; bit <= where; bit *= 2)
         for (k = chaosi_keys; k < CHAOSI_KEYS_END; k++) {
-            const char *at = (const char *)in + k->at[where & CHAOSI_RULE ? 1 : 0];
-            if (k->where & where & bit && !chaosi_is_default(cfg, k, at, bit == CHAOSI_FAULT ? (const char *)cfg + k->at[0] : NULL))
-                chaosi_put_value(o, cfg, k, at);
+            const char *base = bit == CHAOSI_FAULT ? (const char *)cfg + k->at : NULL;
+            size_t at = where & CHAOSI_RULE ? k->in_rule : k->at;
+            if (!(k->where & where & bit) || chaosi_is_default(cfg, k, (const char *)in + at, base)) continue;
+            chaosi_put_value(o, cfg, k, (const char *)in + at);
         }
     chaosi_puts(o, "}");
 }
