@@ -12,7 +12,7 @@
    Config: { "enabled": true, "latency": 200, "errorRate": 5, "errorStatus": 503 }   strict: an error is a config that is off
      enabled bool (false)               latency ms 0..900000 or {min,max} {mean,max} {p50,p95,p99,max}; below p50 linear from 0
      latencyRate, errorRate, canary     percent 0..100 (100, 0, 100)          errorStatus 200..599 (503)
-     errorMode status reset close hang  (truncate, corrupt: not yet)          errorWhen before|after     errorBody <= 1024 bytes
+     errorMode status reset close hang truncate corrupt                       errorWhen before|after     errorBody <= 1024 bytes
      retryAfter s 0..86400   bandwidth KiB/s   match {methods,paths,headers}  exclude [path globs] (health checks)
      instances [globs]   expiresAt RFC 3339 UTC, epoch s or "never"   maxFaults, maxConcurrent 0..4096 (0 = no limit)
      seed 0..2^53-1   dryRun bool   name, owner, note   rules [<= 16 of name, match, fault keys]   (events, guard: not yet)
@@ -706,49 +706,24 @@ CHAOSI_FN const char *chaosi_rfc3339(char *buf, long long unix_ms, bool with_ms)
 }
 
 /* ==== >>json ================================================================================================== */
-/* A pull parser over the caller's bytes (RFC 8259). It validates everything it passes; nothing is copied. */
-#define CHAOSI_JSON_DEPTH 64
-
-typedef enum chaosi_token {
-    CHAOSI_JSON_ERROR,
-    CHAOSI_JSON_OBJECT,
-    CHAOSI_JSON_OBJECT_END,
-    CHAOSI_JSON_ARRAY,
-    CHAOSI_JSON_ARRAY_END,
-    CHAOSI_JSON_KEY,
-    CHAOSI_JSON_STRING,
-    CHAOSI_JSON_NUMBER,
-    CHAOSI_JSON_TRUE,
-    CHAOSI_JSON_FALSE,
-    CHAOSI_JSON_NULL,
-    CHAOSI_JSON_END
-} chaosi_token;
-
-typedef enum chaosi_json_state {
-    CHAOSI_WANT_VALUE,
-    CHAOSI_WANT_FIRST,
-    CHAOSI_WANT_MORE,
-    CHAOSI_WANT_NOTHING,
-    CHAOSI_FAILED
-} chaosi_json_state;
-
+/* A pull parser over the caller's bytes (RFC 8259). It validates everything it passes; nothing is copied. A token is one
+   character: { } [ ] themselves, : a key, " a string, 0 a number, t f n the words, . the end; NUL an error. */
 typedef struct chaosi_json {
     const char *text;
     size_t len, pos;
-    size_t start, end; /* the last token; strings and keys without their quotes */
-    chaosi_json_state state;
-    int depth;
-    chaosi_u64 objects; /* bit d: level d + 1 is an object */
     chaos_error *err;   /* may be NULL */
+    char want;          /* v a value, f the first thing of a list or object, m more of them, . nothing; NUL = failed */
+    int depth;          /* at most 64 */
+    chaosi_u64 objects; /* bit d: level d + 1 is an object */
+    size_t start, end;  /* the last token; strings and keys without their quotes */
 } chaosi_json;
 
 /* Length of the UTF-8 sequence at s, 0 = not well-formed (RFC 3629: no overlong forms, no surrogates, no more than
    U+10FFFF). */
 CHAOSI_FN size_t chaosi_utf8(const char *s, size_t len) {
     chaosi_u8 a = (chaosi_u8)s[0], b;
-    size_t n = a < 0x80 ? 1 : a >= 0xc2 && a < 0xe0 ? 2 : (a & 0xf0) == 0xe0 ? 3 : a >= 0xf0 && a < 0xf5 ? 4 : 0;
-    size_t i;
-    if (n < 2 || n > len) return n == 1 ? 1 : 0;
+    size_t n = a < 0x80 ? 1 : a >= 0xc2 && a < 0xe0 ? 2 : (a & 0xf0) == 0xe0 ? 3 : a >= 0xf0 && a < 0xf5 ? 4 : 0, i;
+    if (n < 2 || n > len) return n == 1;
     b = (chaosi_u8)s[1];
     if ((a == 0xe0 && b < 0xa0) || (a == 0xed && b > 0x9f) || (a == 0xf0 && b < 0x90) || (a == 0xf4 && b > 0x8f)) return 0;
     for (i = 1; i < n; i++)
@@ -763,38 +738,31 @@ CHAOSI_FN void chaosi_locate(chaos_error *err, const char *text, size_t offset) 
     err->offset = offset;
     err->line = err->column = 1;
     for (i = 0; i < offset; i++) {
-        if (text[i] == '\n') {
-            err->line++;
-            err->column = 1;
-        } else if (((chaosi_u8)text[i] & 0xc0) != 0x80) {
-            err->column++;
-        }
+        err->line += text[i] == '\n';
+        err->column = text[i] == '\n' ? 1 : err->column + (((chaosi_u8)text[i] & 0xc0) != 0x80);
     }
 }
 
-CHAOSI_COLD chaosi_token chaosi_json_fail(chaosi_json *j, size_t at, const char *why) {
+CHAOSI_COLD char chaosi_json_fail(chaosi_json *j, size_t at, const char *why) {
     chaosi_fail(j->err, CHAOS_ERR_JSON, "invalid JSON: %s", why);
     chaosi_locate(j->err, j->text, at);
-    j->state = CHAOSI_FAILED;
-    return CHAOSI_JSON_ERROR;
+    return j->want = '\0';
 }
 
-CHAOSI_FN chaosi_json chaosi_json_begin(const char *text, size_t len, chaos_error *err) {
-    chaosi_json j;
-    memset(&j, 0, sizeof j);
-    j.text = text;
-    j.len = len;
-    j.err = err;
-    j.state = CHAOSI_WANT_VALUE;
-    return j;
+/* The character at pos; NUL at the end, too. */
+CHAOSI_FN char chaosi_json_at(const chaosi_json *j) { return j->pos < j->len ? j->text[j->pos] : '\0'; }
+
+/* The same behind any white space. */
+CHAOSI_FN char chaosi_json_space(chaosi_json *j) {
+    char c = chaosi_json_at(j);
+    for (; c == ' ' || c == '\t' || c == '\n' || c == '\r'; c = chaosi_json_at(j)) j->pos++;
+    return c;
 }
 
-CHAOSI_FN void chaosi_json_space(chaosi_json *j) {
-    while (j->pos < j->len) {
-        char c = j->text[j->pos];
-        if (c != ' ' && c != '\t' && c != '\n' && c != '\r') return;
-        j->pos++;
-    }
+CHAOSI_FN char chaosi_json_token(chaosi_json *j, char token, size_t len) {
+    j->start = j->pos;
+    j->end = j->pos += len;
+    return token;
 }
 
 CHAOSI_FN bool chaosi_json_starts(const chaosi_json *j, const char *word) {
@@ -802,847 +770,603 @@ CHAOSI_FN bool chaosi_json_starts(const chaosi_json *j, const char *word) {
     return j->len - j->pos >= n && memcmp(j->text + j->pos, word, n) == 0;
 }
 
-/* Four hex digits at pos, -1 = not there. */
-CHAOSI_FN int chaosi_json_hex4(const chaosi_json *j, size_t pos) {
+/* The value of \uXXXX at s, -1 = something else. */
+CHAOSI_FN int chaosi_json_unit(const char *s, size_t len) {
     int value = 0, i;
-    if (j->len < 4 || pos > j->len - 4) return -1;
-    for (i = 0; i < 4; i++) {
-        int digit = chaosi_hex(j->text[pos + (size_t)i]);
-        if (digit < 0) return -1;
-        value = value * 16 + digit;
-    }
+    if (len < 6 || s[0] != '\\' || s[1] != 'u') return -1;
+    for (i = 2; i < 6 && value >= 0; i++) value = chaosi_hex(s[i]) < 0 ? -1 : value * 16 + chaosi_hex(s[i]);
     return value;
 }
 
-/* An escape at pos (on the backslash). Returns its length, 0 = bad. */
-CHAOSI_FN size_t chaosi_json_escape(const chaosi_json *j, size_t pos) {
-    int unit;
-    if (pos + 1 >= j->len) return 0;
-    if (j->text[pos + 1] != 'u') return memchr("\"\\/bfnrt", j->text[pos + 1], 8) ? 2 : 0;
-    unit = chaosi_json_hex4(j, pos + 2);
-    if (unit < 0 || (unit >= 0xdc00 && unit <= 0xdfff)) return 0;
-    if (unit < 0xd800 || unit > 0xdbff) return 6;
-    if (pos + 8 > j->len || j->text[pos + 6] != '\\' || j->text[pos + 7] != 'u') return 0;
-    unit = chaosi_json_hex4(j, pos + 8);
-    return unit >= 0xdc00 && unit <= 0xdfff ? 12 : 0;
+/* The escape at s: its length, 0 = bad; *code is what it stands for. */
+CHAOSI_FN size_t chaosi_json_escape(const char *s, size_t len, unsigned *code) {
+    static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
+    const char *plain = len > 1 ? (const char *)memchr(from, s[1], 8) : NULL;
+    int high = chaosi_json_unit(s, len), low = high >> 10 == 0xd800 >> 10 ? chaosi_json_unit(s + 6, len - 6) : -1;
+    bool pair = low >> 10 == 0xdc00 >> 10;
+    *code = plain  ? (unsigned)to[plain - from]
+            : pair ? 0x10000u + (((unsigned)high & 0x3ff) << 10) + ((unsigned)low & 0x3ff)
+                   : (unsigned)high;
+    return plain ? 2 : pair ? 12 : high < 0 || high >> 11 == 0xd800 >> 11 ? 0 : 6;
 }
 
-/* pos is on the opening quote. */
-CHAOSI_FN chaosi_token chaosi_json_string(chaosi_json *j, chaosi_token token) {
+/* A string or a key; pos is on its opening quote. */
+CHAOSI_FN char chaosi_json_string(chaosi_json *j, char token) {
     size_t n, open = j->pos++;
-    j->start = j->pos;
-    while (j->pos < j->len) {
-        chaosi_u8 c = (chaosi_u8)j->text[j->pos];
-        if (c == '"') {
+    unsigned code;
+    for (j->start = j->pos; j->pos < j->len; j->pos += n) {
+        const char *s = j->text + j->pos;
+        if (*s == '"') {
             j->end = j->pos++;
             return token;
         }
-        if (c < 0x20) return chaosi_json_fail(j, j->pos, "control character in a string (escape it)");
-        if (c == '\\') {
-            n = chaosi_json_escape(j, j->pos);
-            if (!n) return chaosi_json_fail(j, j->pos, "bad escape in a string, or half of a surrogate pair");
-        } else {
-            n = chaosi_utf8(j->text + j->pos, j->len - j->pos);
-            if (!n) return chaosi_json_fail(j, j->pos, "bytes that are not UTF-8");
-        }
-        j->pos += n;
+        if ((chaosi_u8)*s < 0x20) return chaosi_json_fail(j, j->pos, "control character in a string (escape it)");
+        n = *s == '\\' ? chaosi_json_escape(s, j->len - j->pos, &code) : chaosi_utf8(s, j->len - j->pos);
+        if (!n && *s == '\\') return chaosi_json_fail(j, j->pos, "bad escape in a string, or half of a surrogate pair");
+        if (!n) return chaosi_json_fail(j, j->pos, "bytes that are not UTF-8");
     }
     return chaosi_json_fail(j, open, "string without its closing quote");
 }
 
-CHAOSI_FN size_t chaosi_json_digits(const chaosi_json *j, size_t pos) {
-    size_t from = pos;
-    while (pos < j->len && chaosi_is_digit(j->text[pos])) pos++;
-    return pos - from;
+/* Passes over digits and says how many; there must be one. */
+CHAOSI_FN size_t chaosi_json_digits(chaosi_json *j, const char *why) {
+    size_t from = j->pos;
+    while (chaosi_is_digit(chaosi_json_at(j))) j->pos++;
+    if (j->pos == from) chaosi_json_fail(j, from, why);
+    return j->pos - from;
 }
 
-CHAOSI_FN chaosi_token chaosi_json_number(chaosi_json *j) {
-    size_t p = j->pos, n;
-    j->start = p;
-    if (j->text[p] == '-') p++;
-    n = chaosi_json_digits(j, p);
-    if (n == 0) return chaosi_json_fail(j, p, "a number needs a digit here");
-    if (n > 1 && j->text[p] == '0') return chaosi_json_fail(j, p, "a number may not start with 0");
-    p += n;
-    if (p < j->len && j->text[p] == '.') {
-        n = chaosi_json_digits(j, ++p);
-        if (n == 0) return chaosi_json_fail(j, p, "a number needs a digit after the point");
-        p += n;
+CHAOSI_FN char chaosi_json_number(chaosi_json *j) {
+    size_t start = j->pos, n;
+    if (chaosi_json_at(j) == '-') j->pos++;
+    n = chaosi_json_digits(j, "a number needs a digit here");
+    if (n > 1 && j->text[j->pos - n] == '0') return chaosi_json_fail(j, j->pos - n, "a number may not start with 0");
+    if (n && chaosi_json_at(j) == '.') {
+        j->pos++;
+        n = chaosi_json_digits(j, "a number needs a digit after the point");
     }
-    if (p < j->len && (j->text[p] == 'e' || j->text[p] == 'E')) {
-        p++;
-        if (p < j->len && (j->text[p] == '+' || j->text[p] == '-')) p++;
-        n = chaosi_json_digits(j, p);
-        if (n == 0) return chaosi_json_fail(j, p, "an exponent needs a digit");
-        p += n;
+    if (n && chaosi_lower(chaosi_json_at(j)) == 'e') {
+        j->pos++;
+        if (chaosi_json_at(j) == '+' || chaosi_json_at(j) == '-') j->pos++;
+        n = chaosi_json_digits(j, "an exponent needs a digit");
     }
-    j->end = j->pos = p;
-    return CHAOSI_JSON_NUMBER;
+    j->start = start;
+    j->end = j->pos;
+    return n ? '0' : '\0';
 }
 
 /* Names what people write by mistake; the text is invalid in any case. */
-CHAOSI_COLD chaosi_token chaosi_json_unexpected(chaosi_json *j, const char *wanted) {
-    chaosi_u8 c;
-    if (j->pos >= j->len) return chaosi_json_fail(j, j->pos, j->len ? "the text ends too early" : "the text is empty");
-    c = (chaosi_u8)j->text[j->pos];
-    if (chaosi_json_starts(j, "\xef\xbb\xbf")) return chaosi_json_fail(j, j->pos, "a byte order mark (BOM); save as UTF-8 without it");
-    if (j->pos < 2 && (c == 0xff || c == 0xfe || c == 0)) return chaosi_json_fail(j, j->pos, "UTF-16 or UTF-32; save as UTF-8");
-    if (c == '/' || c == '#') return chaosi_json_fail(j, j->pos, "JSON has no comments");
-    if (c == '\'') return chaosi_json_fail(j, j->pos, "strings need double quotes");
-    if (chaosi_json_starts(j, "NaN") || chaosi_json_starts(j, "Infinity"))
-        return chaosi_json_fail(j, j->pos, "NaN and Infinity are not JSON numbers");
-    if (c == '+' || c == '.') return chaosi_json_fail(j, j->pos, "a number may not start with + or a point");
-    return chaosi_json_fail(j, j->pos, wanted);
+CHAOSI_COLD char chaosi_json_unexpected(chaosi_json *j, const char *why) {
+    chaosi_u8 c = (chaosi_u8)chaosi_json_at(j);
+    if (j->pos >= j->len) why = j->len ? "the text ends too early" : "the text is empty";
+    else if (chaosi_json_starts(j, "\xef\xbb\xbf")) why = "a byte order mark (BOM); save as UTF-8 without it";
+    else if (j->pos < 2 && (c == 0xff || c == 0xfe || c == 0)) why = "UTF-16 or UTF-32; save as UTF-8";
+    else if (c == '/' || c == '#') why = "JSON has no comments";
+    else if (c == '\'') why = "strings need double quotes";
+    else if (chaosi_json_starts(j, "NaN") || chaosi_json_starts(j, "Infinity")) why = "NaN and Infinity are not JSON numbers";
+    else if (c == '+' || c == '.') why = "a number may not start with + or a point";
+    return chaosi_json_fail(j, j->pos, why);
 }
 
-CHAOSI_FN chaosi_token chaosi_json_word(chaosi_json *j, const char *word, chaosi_token token) {
-    if (!chaosi_json_starts(j, word)) return chaosi_json_unexpected(j, "expected a value");
-    j->start = j->pos;
-    j->pos += strlen(word);
-    j->end = j->pos;
-    return token;
-}
-
-CHAOSI_FN bool chaosi_json_in_object(const chaosi_json *j) { return j->depth > 0 && (j->objects >> (j->depth - 1) & 1u); }
-
-CHAOSI_FN chaosi_token chaosi_json_open(chaosi_json *j, bool object) {
-    if (j->depth == CHAOSI_JSON_DEPTH) return chaosi_json_fail(j, j->pos, "more than 64 levels deep");
-    j->start = j->pos++;
-    j->end = j->pos;
-    if (object) j->objects |= 1ull << j->depth;
-    else j->objects &= ~(1ull << j->depth);
-    j->depth++;
-    j->state = CHAOSI_WANT_FIRST;
-    return object ? CHAOSI_JSON_OBJECT : CHAOSI_JSON_ARRAY;
-}
-
-CHAOSI_FN chaosi_token chaosi_json_close(chaosi_json *j) {
-    chaosi_token token = chaosi_json_in_object(j) ? CHAOSI_JSON_OBJECT_END : CHAOSI_JSON_ARRAY_END;
-    j->start = j->pos++;
-    j->end = j->pos;
-    j->depth--;
-    j->state = j->depth ? CHAOSI_WANT_MORE : CHAOSI_WANT_NOTHING;
-    return token;
-}
-
-CHAOSI_FN chaosi_token chaosi_json_value(chaosi_json *j) {
-    char c = j->pos < j->len ? j->text[j->pos] : 0;
-    if (c == '{' || c == '[') return chaosi_json_open(j, c == '{');
-    j->state = j->depth ? CHAOSI_WANT_MORE : CHAOSI_WANT_NOTHING;
-    if (c == '"') return chaosi_json_string(j, CHAOSI_JSON_STRING);
+CHAOSI_FN char chaosi_json_value(chaosi_json *j) {
+    char c = chaosi_json_at(j);
+    if (c == '{' || c == '[') {
+        if (j->depth == 64) return chaosi_json_fail(j, j->pos, "more than 64 levels deep");
+        j->objects = (j->objects & ~(1ull << j->depth)) | (chaosi_u64)(c == '{') << j->depth;
+        j->depth++;
+        j->want = 'f';
+        return chaosi_json_token(j, c, 1);
+    }
+    j->want = j->depth ? 'm' : '.';
+    if (c == '"') return chaosi_json_string(j, c);
     if (c == '-' || chaosi_is_digit(c)) return chaosi_json_number(j);
-    if (c == 't') return chaosi_json_word(j, "true", CHAOSI_JSON_TRUE);
-    if (c == 'f') return chaosi_json_word(j, "false", CHAOSI_JSON_FALSE);
-    if (c == 'n') return chaosi_json_word(j, "null", CHAOSI_JSON_NULL);
+    if (chaosi_json_starts(j, "true") || chaosi_json_starts(j, "null")) return chaosi_json_token(j, c, 4);
+    if (chaosi_json_starts(j, "false")) return chaosi_json_token(j, c, 5);
     return chaosi_json_unexpected(j, "expected a value");
 }
 
 /* A key with its colon; the token is the key. */
-CHAOSI_FN chaosi_token chaosi_json_key(chaosi_json *j) {
-    size_t start, end;
-    if (j->pos >= j->len || j->text[j->pos] != '"') return chaosi_json_unexpected(j, "expected a key in double quotes");
-    if (chaosi_json_string(j, CHAOSI_JSON_KEY) == CHAOSI_JSON_ERROR) return CHAOSI_JSON_ERROR;
-    start = j->start;
-    end = j->end;
-    chaosi_json_space(j);
-    if (j->pos >= j->len || j->text[j->pos] != ':') return chaosi_json_unexpected(j, "expected a colon after the key");
+CHAOSI_FN char chaosi_json_key(chaosi_json *j) {
+    if (chaosi_json_at(j) != '"') return chaosi_json_unexpected(j, "expected a key in double quotes");
+    if (!chaosi_json_string(j, ':')) return '\0';
+    if (chaosi_json_space(j) != ':') return chaosi_json_unexpected(j, "expected a colon after the key");
     j->pos++;
-    j->start = start;
-    j->end = end;
-    j->state = CHAOSI_WANT_VALUE;
-    return CHAOSI_JSON_KEY;
+    j->want = 'v';
+    return ':';
 }
 
 /* The next token. After an error, or after the end, it stays there. */
-CHAOSI_FN chaosi_token chaosi_json_next(chaosi_json *j) {
-    bool object = chaosi_json_in_object(j);
-    char closer = object ? '}' : ']';
-    bool more = j->state == CHAOSI_WANT_MORE;
-    if (j->state == CHAOSI_FAILED) return CHAOSI_JSON_ERROR;
-    chaosi_json_space(j);
-    if (j->state == CHAOSI_WANT_NOTHING) {
-        if (j->pos < j->len) return chaosi_json_unexpected(j, "something stands after the end of the value");
-        return CHAOSI_JSON_END;
+CHAOSI_FN char chaosi_json_next(chaosi_json *j) {
+    bool object = j->depth > 0 && (j->objects >> (j->depth - 1) & 1u);
+    char c, closer = object ? '}' : ']';
+    if (!j->want) return '\0';
+    c = chaosi_json_space(j);
+    if (j->want == 'v') return chaosi_json_value(j);
+    if (j->want == '.') return j->pos < j->len ? chaosi_json_unexpected(j, "something stands after the end of the value") : '.';
+    if (c == closer) {
+        j->want = --j->depth ? 'm' : '.';
+        return chaosi_json_token(j, c, 1);
     }
-    if (j->state == CHAOSI_WANT_VALUE) return chaosi_json_value(j);
-    if (j->pos < j->len && j->text[j->pos] == closer) return chaosi_json_close(j);
-    if (more) {
-        if (j->pos >= j->len || j->text[j->pos] != ',')
-            return chaosi_json_unexpected(j, object ? "expected a comma or }" : "expected a comma or ]");
+    if (j->want == 'm') {
+        if (c != ',') return chaosi_json_unexpected(j, object ? "expected a comma or }" : "expected a comma or ]");
         j->pos++;
-        chaosi_json_space(j);
-        if (j->pos < j->len && j->text[j->pos] == closer) return chaosi_json_fail(j, j->pos, "a comma before the closing bracket");
+        if (chaosi_json_space(j) == closer) return chaosi_json_fail(j, j->pos, "a comma before the closing bracket");
     }
     return object ? chaosi_json_key(j) : chaosi_json_value(j);
 }
 
 /* Passes over the value that comes next, validating it. */
-CHAOSI_FN chaosi_token chaosi_json_skip(chaosi_json *j) {
+CHAOSI_FN char chaosi_json_skip(chaosi_json *j) {
     int depth = j->depth;
-    chaosi_token t;
+    char t;
     do t = chaosi_json_next(j);
-    while (t != CHAOSI_JSON_ERROR && j->depth > depth);
+    while (t && j->depth > depth);
     return t;
 }
 
 chaos_result chaos_json_check(const char *text, size_t len, chaos_error *err) {
-    chaosi_json j = chaosi_json_begin(text, len, err);
-    chaosi_token t;
+    chaosi_json j = {text, len, 0, err, 'v', 0, 0, 0, 0};
     chaosi_no_error(err);
-    do t = chaosi_json_next(&j);
-    while (t != CHAOSI_JSON_ERROR && t != CHAOSI_JSON_END);
-    return t == CHAOSI_JSON_END ? CHAOS_OK : CHAOS_ERR_JSON;
-}
-
-CHAOSI_FN size_t chaosi_put_utf8(char *to, unsigned code) {
-    static const unsigned lead[5] = {0, 0, 0xc0, 0xe0, 0xf0};
-    size_t n = code < 0x80 ? 1 : code < 0x800 ? 2 : code < 0x10000 ? 3 : 4, i;
-    for (i = n; i > 1; i--, code >>= 6) to[i - 1] = (char)(0x80u | (code & 63u));
-    to[0] = (char)(lead[n] | code);
-    return n;
+    return chaosi_json_skip(&j) && chaosi_json_next(&j) ? CHAOS_OK : CHAOS_ERR_JSON;
 }
 
 /* Decodes the string or key just read into to[0..cap). Returns its length, SIZE_MAX = does not fit. The decoded form is
    never longer than the raw one. */
 CHAOSI_FN size_t chaosi_json_decode(const chaosi_json *j, char *to, size_t cap) {
-    static const char from_escape[] = "\"\\/bfnrt", to_escape[] = "\"\\/\b\f\n\r\t";
-    size_t p = j->start, n = 0;
-    char piece[4];
-    while (p < j->end) {
-        size_t made = 1;
-        if (j->text[p] != '\\') {
-            piece[0] = j->text[p++];
-        } else if (j->text[p + 1] != 'u') {
-            piece[0] = to_escape[strchr(from_escape, j->text[p + 1]) - from_escape];
-            p += 2;
-        } else {
-            unsigned code = (unsigned)chaosi_json_hex4(j, p + 2);
-            p += 6;
-            if (code >= 0xd800 && code <= 0xdbff) {
-                code = 0x10000u + ((code - 0xd800u) << 10) + ((unsigned)chaosi_json_hex4(j, p + 2) - 0xdc00u);
-                p += 6;
-            }
-            made = chaosi_put_utf8(piece, code);
-        }
+    static const unsigned lead[5] = {0, 0, 0xc0, 0xe0, 0xf0};
+    size_t p = j->start, n = 0, made, i;
+    for (; p < j->end; n += made) {
+        unsigned code = (chaosi_u8)j->text[p];
+        bool raw = code != '\\'; /* a byte as it stands, perhaps a part of a longer sequence */
+        p += raw ? 1 : chaosi_json_escape(j->text + p, j->end - p, &code);
+        made = raw || code < 0x80 ? 1 : code < 0x800 ? 2 : code < 0x10000 ? 3 : 4;
         if (made > cap - n) return SIZE_MAX;
-        memcpy(to + n, piece, made);
-        n += made;
+        for (i = made - 1; i > 0; i--, code >>= 6) to[n + i] = (char)(0x80u | (code & 63u));
+        to[n] = (char)(lead[made] | code);
     }
     return n;
 }
 
 /* A JSON string: quotes, backslashes and control bytes escaped; bytes that are not UTF-8 become '?'. */
 CHAOSI_FN void chaosi_put_json(chaosi_out *o, chaosi_span s) {
-    size_t i = 0, n;
+    size_t i, n;
     char esc[8];
     chaosi_puts(o, "\"");
-    while (i < s.len) {
+    for (i = 0; i < s.len; i += n ? n : 1) {
         char c = s.at[i];
         n = chaosi_utf8(s.at + i, s.len - i);
-        if (c == '"' || c == '\\') {
-            chaosi_puts(o, "\\");
-            chaosi_put(o, &c, 1);
-        } else if ((chaosi_u8)c < 0x20) {
+        if (c == '"' || c == '\\') chaosi_puts(o, "\\");
+        if ((chaosi_u8)c < 0x20) {
             snprintf(esc, sizeof esc, "\\u%04x", (unsigned)(chaosi_u8)c);
             chaosi_puts(o, esc);
-        } else if (n == 0) {
-            chaosi_puts(o, "?");
-        } else {
-            chaosi_put(o, s.at + i, n);
-        }
-        i += n ? n : 1;
+        } else if (n) chaosi_put(o, s.at + i, n);
+        else chaosi_puts(o, "?");
     }
     chaosi_puts(o, "\"");
 }
 
 /* ==== >>config ================================================================================================ */
-#define CHAOSI_MAX_MS    900000
-#define CHAOSI_MAX_SEED  9007199254740991ll /* 2^53 - 1: what every JSON tool keeps exact */
-#define CHAOSI_YEAR_2000 946684800ll        /* s since the epoch */
+#define CHAOSI_YEAR_2000 946684800ll /* s since the epoch */
 #define CHAOSI_YEAR_2100 4102444800ll
 
-/* Every key, and where it may stand. */
-#define CHAOSI_TOP   1
-#define CHAOSI_RULE  2
-#define CHAOSI_LATER 4 /* nothing enforces it yet, so it does not parse */
-#define CHAOSI_KEYS(X)                       \
-    X(enabled, CHAOSI_TOP)                   \
-    X(latency, CHAOSI_TOP | CHAOSI_RULE)     \
-    X(latencyRate, CHAOSI_TOP | CHAOSI_RULE) \
-    X(errorRate, CHAOSI_TOP | CHAOSI_RULE)   \
-    X(errorStatus, CHAOSI_TOP | CHAOSI_RULE) \
-    X(errorMode, CHAOSI_TOP | CHAOSI_RULE)   \
-    X(errorWhen, CHAOSI_TOP | CHAOSI_RULE)   \
-    X(errorBody, CHAOSI_TOP | CHAOSI_RULE)   \
-    X(retryAfter, CHAOSI_TOP | CHAOSI_RULE)  \
-    X(bandwidth, CHAOSI_TOP | CHAOSI_RULE)   \
-    X(match, CHAOSI_TOP | CHAOSI_RULE)       \
-    X(exclude, CHAOSI_TOP)                   \
-    X(canary, CHAOSI_TOP)                    \
-    X(instances, CHAOSI_TOP)                 \
-    X(expiresAt, CHAOSI_TOP)                 \
-    X(maxFaults, CHAOSI_TOP)                 \
-    X(maxConcurrent, CHAOSI_TOP)             \
-    X(seed, CHAOSI_TOP)                      \
-    X(dryRun, CHAOSI_TOP)                    \
-    X(name, CHAOSI_TOP | CHAOSI_RULE)        \
-    X(owner, CHAOSI_TOP)                     \
-    X(note, CHAOSI_TOP)                      \
-    X(rules, CHAOSI_TOP)                     \
-    X(events, CHAOSI_TOP | CHAOSI_LATER)     \
-    X(guard, CHAOSI_TOP | CHAOSI_LATER)
+/* Where a key may stand; objects are written in the order of these bits: at the top level (two of them), in a rule (its own
+   two, and those it inherits), in match, in latency. */
+enum { CHAOSI_HEAD = 1, CHAOSI_REST = 2, CHAOSI_TOP = 3, CHAOSI_NAME = 4, CHAOSI_OWN = 8, CHAOSI_FAULT = 16, CHAOSI_RULE = 28 };
+enum { CHAOSI_MATCH = 32, CHAOSI_LATENCY = 64 };
 
+/* One table gives the defaults, reads and writes. kind: b bool, n number, w word, s string, l list of strings or object of
+   headers, e expiry, d latency, m match, r rules, - nothing enforces it yet. */
 typedef struct chaosi_key {
     const char *name;
+    char kind;
+    const char *tokens, *what; /* what its value begins with, and what it must be, in words */
+    const char *words;         /* w: the words; d, m: the keys of the object */
+    long long lo, hi;          /* the bounds; s: bytes; l: Method, Path, Header or Glob, and bytes */
+    long long def;             /* this is not written; -1 for a bool: always written */
     int where;
+    size_t size, at, in_rule; /* the field: its offset in chaos_config (chaos_match, the six ms of a latency), in chaos_rule */
 } chaosi_key;
 
-#define CHAOSI_KEY_ID(name, where) CHAOSI_KEY_##name,
-enum chaosi_key_id { CHAOSI_KEYS(CHAOSI_KEY_ID) CHAOSI_KEY_COUNT };
+#define CHAOSI_BOOL           'b', "tf", "true or false", NULL, 0, 1
+#define CHAOSI_NUMBER         'n', "0", "a whole number", NULL
+#define CHAOSI_CHOICE         'w', "\"", "a string"
+#define CHAOSI_STRING(max)    's', "\"", "a string", NULL, 0, max, 0
+#define CHAOSI_LIST(kind)     'l', "[", "a list of strings", NULL, kind, 256, 0
+#define CHAOSI_LATER          '-', "", "", NULL, 0, 0, 0, CHAOSI_REST, 0, 0, 0
+#define CHAOSI_AT(where, f)   where, sizeof(((chaos_config *)0)->f), offsetof(chaos_config, f), 0
+#define CHAOSI_BOTH(where, f) where, sizeof(((chaos_rule *)0)->f), offsetof(chaos_config, f), offsetof(chaos_rule, f)
+#define CHAOSI_OF_FAULT(f)    CHAOSI_BOTH(CHAOSI_REST | CHAOSI_FAULT, fault.f)
+#define CHAOSI_OF_MATCH(f)    CHAOSI_MATCH, sizeof(chaos_list), offsetof(chaos_match, f), 0
+#define CHAOSI_OF_LATENCY     "made of whole numbers of ms", NULL, 0, 900000, UINT_MAX, CHAOSI_LATENCY, sizeof(unsigned)
+static const chaosi_key chaosi_keys[] = {
+    {"enabled", CHAOSI_BOOL, -1, CHAOSI_AT(CHAOSI_HEAD, enabled)},
+    {"latency", 'd', "0{", "a whole number of ms, or an object", "min, max, mean, p50, p95 and p99", 0, 900000, 0,
+     CHAOSI_BOTH(CHAOSI_REST | CHAOSI_FAULT, fault)},
+    {"latencyRate", CHAOSI_NUMBER, 0, 100, 100, CHAOSI_OF_FAULT(latency_rate)},
+    {"errorRate", CHAOSI_NUMBER, 0, 100, 0, CHAOSI_OF_FAULT(error_rate)},
+    {"errorStatus", CHAOSI_NUMBER, 200, 599, 503, CHAOSI_OF_FAULT(error_status)},
+    {"errorMode", CHAOSI_CHOICE, "status, reset, close, hang, truncate or corrupt", CHAOS_STATUS, CHAOS_CORRUPT, CHAOS_STATUS,
+     CHAOSI_OF_FAULT(error_mode)},
+    {"errorWhen", CHAOSI_CHOICE, "before or after", 0, 1, 0, CHAOSI_OF_FAULT(error_after)},
+    {"errorBody", CHAOSI_STRING(1024), CHAOSI_OF_FAULT(error_body)},
+    {"retryAfter", CHAOSI_NUMBER, 0, 86400, -1, CHAOSI_OF_FAULT(retry_after)},
+    {"bandwidth", CHAOSI_NUMBER, 0, 4194303, 0, CHAOSI_OF_FAULT(bandwidth)},
+    {"match", 'm', "{", "an object with methods, paths or headers", "methods, paths and headers", 0, 0, 0,
+     CHAOSI_BOTH(CHAOSI_REST | CHAOSI_OWN, match)},
+    {"exclude", CHAOSI_LIST('P'), CHAOSI_AT(CHAOSI_REST, exclude)},
+    {"canary", CHAOSI_NUMBER, 0, 100, 100, CHAOSI_AT(CHAOSI_REST, canary)},
+    {"instances", CHAOSI_LIST('G'), CHAOSI_AT(CHAOSI_REST, instances)},
+    {"expiresAt", 'e', "0\"", "an RFC 3339 time, epoch seconds or \"never\"", NULL, LLONG_MIN / 2, LLONG_MAX / 2, 0,
+     CHAOSI_AT(CHAOSI_REST, expires_ms)},
+    {"maxFaults", CHAOSI_NUMBER, 0, UINT_MAX, 0, CHAOSI_AT(CHAOSI_REST, max_faults)},
+    {"maxConcurrent", CHAOSI_NUMBER, 0, CHAOS_MAX_CONCURRENT, 0, CHAOSI_AT(CHAOSI_REST, max_concurrent)},
+    {"seed", CHAOSI_NUMBER, 0, (1ll << 53) - 1, 0, CHAOSI_AT(CHAOSI_REST, seed)}, /* what every JSON tool keeps exact */
+    {"dryRun", CHAOSI_BOOL, 0, CHAOSI_AT(CHAOSI_REST, dry_run)},
+    {"name", CHAOSI_STRING(64), CHAOSI_BOTH(CHAOSI_HEAD | CHAOSI_NAME, name)},
+    {"owner", CHAOSI_STRING(64), CHAOSI_AT(CHAOSI_HEAD, owner)},
+    {"note", CHAOSI_STRING(256), CHAOSI_AT(CHAOSI_HEAD, note)},
+    {"methods", CHAOSI_LIST('M'), CHAOSI_OF_MATCH(methods)},
+    {"paths", CHAOSI_LIST('P'), CHAOSI_OF_MATCH(paths)},
+    {"headers", 'l', "{", "an object of header names and globs", NULL, 'H', 256, 0, CHAOSI_OF_MATCH(headers)},
+    {"min", 'n', "0", CHAOSI_OF_LATENCY, 0 * sizeof(unsigned), 0},
+    {"mean", 'n', "0", CHAOSI_OF_LATENCY, 1 * sizeof(unsigned), 0},
+    {"p50", 'n', "0", CHAOSI_OF_LATENCY, 2 * sizeof(unsigned), 0},
+    {"p95", 'n', "0", CHAOSI_OF_LATENCY, 3 * sizeof(unsigned), 0},
+    {"p99", 'n', "0", CHAOSI_OF_LATENCY, 4 * sizeof(unsigned), 0},
+    {"max", 'n', "0", CHAOSI_OF_LATENCY, 5 * sizeof(unsigned), 0},
+    {"rules", 'r', "[", "a list of objects", NULL, 0, 0, 0, CHAOSI_AT(CHAOSI_REST, rules)},
+    {"events", CHAOSI_LATER},
+    {"guard", CHAOSI_LATER},
+};
+#define CHAOSI_KEYS_END (chaosi_keys + sizeof chaosi_keys / sizeof chaosi_keys[0])
+#define CHAOSI_RULES    (CHAOSI_KEYS_END - 3)
 
-#define CHAOSI_KEY_ROW(name, where) {#name, where},
-static const chaosi_key chaosi_keys[CHAOSI_KEY_COUNT] = {CHAOSI_KEYS(CHAOSI_KEY_ROW)};
-
-static const char *const chaosi_modes[] = {"status", "reset", "close", "hang", "truncate", "corrupt"};
-#define CHAOSI_MODE_COUNT 6
-#define CHAOSI_MODES_NOW  4 /* the first so many are enforced in this version */
+/* The keys of each chaos_latency: bit i = the i-th of min mean p50 p95 p99 max. */
+static const unsigned chaosi_latency_keys[] = {0, 0x21, 0x22, 0x3c};
 
 typedef struct chaosi_parse {
-    chaosi_json j;
+    chaosi_json j, rules; /* rules: where they stand; read last, because they inherit what may stand behind them */
     chaos_config *out;
-    const char *key; /* the key whose value is being read */
-    int rule;        /* index, -1 = top level */
+    const chaosi_key *key; /* whose value is being read */
+    int rule;              /* index, -1 = top level */
 } chaosi_parse;
 
-/* An error at the last token, or at `at` when it is not SIZE_MAX, naming the rule it is in. */
-CHAOSI_COLD CHAOSI_PRINTF(3, 4) chaos_result chaosi_bad(chaosi_parse *p, chaos_result code, const char *fmt, ...) {
-    char what[160], *s;
+/* An error at the last token, naming the rule it is in. Always false. */
+CHAOSI_COLD CHAOSI_PRINTF(3, 4) bool chaosi_bad(chaosi_parse *p, chaos_result code, const char *fmt, ...) {
+    char what[180], *s;
+    int n = p->rule >= 0 ? snprintf(what, sizeof what, "rules[%d]: ", p->rule) : 0;
     va_list args;
     va_start(args, fmt);
-    vsnprintf(what, sizeof what, fmt, args);
+    vsnprintf(what + n, 160, fmt, args);
     va_end(args);
     for (s = what; *s; s++) /* keys are the writer's: nothing of theirs may move the reader's cursor */
         if ((chaosi_u8)*s < 0x20 || *s == 0x7f) *s = '?';
-    if (p->rule >= 0) chaosi_fail(p->j.err, code, "rules[%d]: %s", p->rule, what);
-    else chaosi_fail(p->j.err, code, "%s", what);
+    chaosi_fail(p->j.err, code, "%s", what);
     chaosi_locate(p->j.err, p->j.text, p->j.start);
-    return code;
+    return false;
 }
 
-CHAOSI_FN chaosi_span chaosi_text_of(const chaos_config *cfg, chaos_text t) { return chaosi_of(cfg->text + t.at, t.len); }
+CHAOSI_FN chaosi_span chaosi_text_of(const chaos_config *c, chaos_text t) { return chaosi_of(c->text + t.at, t.len); }
+CHAOSI_FN chaosi_span chaosi_item(const chaos_config *c, chaos_list l, int i) { return chaosi_text_of(c, c->items[l.first + i]); }
 
-CHAOSI_FN chaosi_span chaosi_item(const chaos_config *cfg, chaos_list list, int i) {
-    return chaosi_text_of(cfg, cfg->items[list.first + i]);
+/* The i-th word of "a, b or c". */
+CHAOSI_FN chaosi_span chaosi_word(const char *words, long long i) {
+    size_t n = strcspn(words, ", ");
+    for (; i > 0 && words[n]; i--, n = strcspn(words, ", ")) words += n + (words[n] == ',' ? 2 : 4);
+    return chaosi_of(words, n);
 }
 
-CHAOSI_FN chaos_fault chaosi_fault_default(void) {
-    chaos_fault f;
-    memset(&f, 0, sizeof f);
-    f.latency_rate = 100;
-    f.error_mode = CHAOS_STATUS;
-    f.error_status = 503;
-    f.retry_after = -1;
-    return f;
+/* A field that holds a number. */
+CHAOSI_FN long long chaosi_get(const chaosi_key *k, const void *at) {
+    if (k->size == 4 && k->def < 0) return *(const int *)at;
+    if (k->size == 4) return *(const unsigned *)at;
+    return k->size == 1 ? *(const chaosi_u8 *)at : k->size == 2 ? *(const chaosi_u16 *)at : *(const long long *)at;
+}
+
+CHAOSI_FN void chaosi_set(const chaosi_key *k, void *at, long long v) {
+    if (k->size == 1) *(chaosi_u8 *)at = (chaosi_u8)v;
+    else if (k->size == 2) *(chaosi_u16 *)at = (chaosi_u16)v;
+    else if (k->size == 4) *(unsigned *)at = (unsigned)v;
+    else *(long long *)at = v;
 }
 
 CHAOSI_FN void chaosi_config_default(chaos_config *cfg) {
+    const chaosi_key *k;
     memset(cfg, 0, sizeof *cfg);
     cfg->default_exclude = true;
-    cfg->canary = 100;
-    cfg->fault = chaosi_fault_default();
+    for (k = chaosi_keys; k < CHAOSI_KEYS_END; k++)
+        if (k->where & CHAOSI_TOP && (k->kind == 'n' || k->kind == 'w')) chaosi_set(k, (char *)cfg + k->at, k->def);
 }
 
-/* Edits (insert, delete, replace; case does not count) from a to b, at most 99; both under 32 bytes. */
-CHAOSI_COLD int chaosi_distance(chaosi_span a, chaosi_span b) {
-    int row[32];
-    size_t i, k;
-    if (a.len >= 32 || b.len >= 32) return 99;
-    for (k = 0; k <= b.len; k++) row[k] = (int)k;
-    for (i = 1; i <= a.len; i++) {
-        int diagonal = row[0];
-        row[0] = (int)i;
-        for (k = 1; k <= b.len; k++) {
-            int replace = diagonal + (chaosi_lower(a.at[i - 1]) != chaosi_lower(b.at[k - 1]));
-            int edit = (row[k] < row[k - 1] ? row[k] : row[k - 1]) + 1;
-            diagonal = row[k];
-            row[k] = replace < edit ? replace : edit;
-        }
+/* Edits (insert, delete, replace; case does not count) from a to b; exact up to `limit`. */
+CHAOSI_COLD size_t chaosi_distance(chaosi_span a, chaosi_span b, size_t limit) {
+    size_t best = limit, d, i;
+    for (; a.len && b.len && chaosi_lower(*a.at) == chaosi_lower(*b.at); a.at++, a.len--, b.at++) b.len--;
+    if (!limit || !a.len || !b.len) return a.len > b.len ? a.len : b.len;
+    for (i = 1; i < 4; i++) { /* 1 delete, 2 insert, 3 replace */
+        d = chaosi_distance(chaosi_of(a.at + (i & 1), a.len - (i & 1)), chaosi_of(b.at + i / 2, b.len - i / 2), limit - 1);
+        if (d < best) best = d;
     }
-    return row[b.len];
+    return best + 1;
 }
 
-CHAOSI_COLD chaos_result chaosi_unknown_key(chaosi_parse *p, chaosi_span name, int where) {
-    int i, best = -1, best_distance = 4;
-    for (i = 0; i < CHAOSI_KEY_COUNT; i++) {
-        int d = chaosi_keys[i].where & where ? chaosi_distance(name, chaosi_str(chaosi_keys[i].name)) : 99;
-        if (d < best_distance && (size_t)d * 2 <= name.len) {
-            best = i;
-            best_distance = d;
-        }
+CHAOSI_COLD bool chaosi_unknown_key(chaosi_parse *p, chaosi_span name, int where) {
+    const chaosi_key *k, *best = NULL;
+    size_t d, bound = name.len < 6 ? name.len / 2 + 1 : 4;
+    for (k = chaosi_keys; k < CHAOSI_KEYS_END; k++) {
+        if (!(k->where & where) || (d = chaosi_distance(name, chaosi_str(k->name), 3)) >= bound) continue;
+        best = k;
+        bound = d;
     }
-    if (best >= 0)
-        return chaosi_bad(p, CHAOS_ERR_UNKNOWN_KEY, "unknown key \"%.*s\" (did you mean \"%s\"?)", (int)name.len, name.at,
-                          chaosi_keys[best].name);
-    return chaosi_bad(p, CHAOS_ERR_UNKNOWN_KEY, "unknown key \"%.*s\"", (int)name.len, name.at);
+    return chaosi_bad(p, CHAOS_ERR_UNKNOWN_KEY, "unknown key \"%.*s\"%s%s%s", (int)name.len, name.at, best ? " (did you mean \"" : "",
+                      best ? best->name : "", best ? "\"?)" : "");
 }
 
-/* Which key of the table was just read; seen is the object's bit set. -1 = error. */
-CHAOSI_FN int chaosi_which_key(chaosi_parse *p, int where, chaosi_u32 *seen) {
+/* The row of the key just read, NULL = error. of: the key of its object, NULL = the config or a rule; seen: a bit for each
+   row that was there. */
+CHAOSI_FN const chaosi_key *chaosi_which_key(chaosi_parse *p, const chaosi_key *of, int where, chaosi_u64 *seen) {
     char name[40];
-    size_t n = chaosi_json_decode(&p->j, name, sizeof name);
-    int i;
-    for (i = 0; i < CHAOSI_KEY_COUNT; i++)
-        if (chaosi_same(chaosi_of(name, n == SIZE_MAX ? 0 : n), chaosi_str(chaosi_keys[i].name))) break;
-    if (n == SIZE_MAX) chaosi_bad(p, CHAOS_ERR_UNKNOWN_KEY, "unknown key (over 40 bytes long)");
-    else if (i == CHAOSI_KEY_COUNT) chaosi_unknown_key(p, chaosi_of(name, n), where);
-    else if (chaosi_keys[i].where & CHAOSI_LATER)
-        chaosi_bad(p, CHAOS_ERR_UNSUPPORTED, "\"%s\" is not in this version", chaosi_keys[i].name);
-    else if (!(chaosi_keys[i].where & where)) chaosi_bad(p, CHAOS_ERR_UNKNOWN_KEY, "\"%s\" may not stand in a rule", chaosi_keys[i].name);
-    else if (*seen >> i & 1u) chaosi_bad(p, CHAOS_ERR_DUPLICATE_KEY, "duplicate key \"%s\"", chaosi_keys[i].name);
+    size_t n = chaosi_json_decode(&p->j, name, sizeof name), raw = p->j.end - p->j.start;
+    const chaosi_key *k = chaosi_keys;
+    while (k < CHAOSI_KEYS_END && !(k->where & (of ? where : CHAOSI_TOP) && chaosi_same(chaosi_of(name, n), chaosi_str(k->name)))) k++;
+    if (k == CHAOSI_KEYS_END && of)
+        chaosi_bad(p, CHAOS_ERR_UNKNOWN_KEY, "unknown key \"%.*s\" in \"%s\": it takes %s", (int)(raw < 32 ? raw : 32),
+                   p->j.text + p->j.start, of->name, of->words);
+    else if (n == SIZE_MAX) chaosi_bad(p, CHAOS_ERR_UNKNOWN_KEY, "unknown key (over 40 bytes long)");
+    else if (k == CHAOSI_KEYS_END) chaosi_unknown_key(p, chaosi_of(name, n), where);
+    else if (k->kind == '-') chaosi_bad(p, CHAOS_ERR_UNSUPPORTED, "\"%s\" is not in this version", k->name);
+    else if (!(k->where & where)) chaosi_bad(p, CHAOS_ERR_UNKNOWN_KEY, "\"%s\" may not stand in a rule", k->name);
+    else if (*seen >> (k - chaosi_keys) & 1u)
+        chaosi_bad(p, CHAOS_ERR_DUPLICATE_KEY, "duplicate key \"%s\"%s%s%s", k->name, of ? " in \"" : "", of ? of->name : "",
+                   of ? "\"" : "");
     else {
-        *seen |= 1u << i;
-        p->key = chaosi_keys[i].name;
-        return i;
+        *seen |= 1ull << (k - chaosi_keys);
+        return k;
     }
-    return -1;
+    return NULL;
 }
 
-/* The result of a failing pull: the parser has filled in the error already. */
-CHAOSI_FN chaos_result chaosi_expected(chaosi_parse *p, chaosi_token got, const char *what) {
-    if (got == CHAOSI_JSON_ERROR) return CHAOS_ERR_JSON;
-    return chaosi_bad(p, CHAOS_ERR_TYPE, "\"%s\" must be %s", p->key, what);
+/* The next token, which must be one of these; NUL = error. */
+CHAOSI_FN char chaosi_expect(chaosi_parse *p, const char *tokens) {
+    char t = chaosi_json_next(&p->j);
+    if (!t || strchr(tokens, t)) return t;
+    chaosi_bad(p, CHAOS_ERR_TYPE, "\"%s\" must be %s", p->key->where & CHAOSI_LATENCY ? "latency" : p->key->name, p->key->what);
+    return '\0';
 }
 
-/* The last token as a whole number in lo..hi. */
-CHAOSI_FN chaos_result chaosi_int_here(chaosi_parse *p, const char *key, long long lo, long long hi, long long *out) {
+/* The last token as a whole number within the key's bounds. */
+CHAOSI_FN bool chaosi_int(chaosi_parse *p, long long *out) {
+    const chaosi_key *k = p->key;
     const char *s = p->j.text + p->j.start;
-    size_t len = p->j.end - p->j.start, digits = *s == '-' ? 1 : 0, i;
+    size_t len = p->j.end - p->j.start, minus = *s == '-', digits = minus, i;
     long long value = 0;
     while (digits < len && chaosi_is_digit(s[digits])) digits++;
     for (i = digits + 1; i < len && s[i] == '0'; i++) {}
     if (digits < len && s[digits] == '.' && i == len)
-        return chaosi_bad(p, CHAOS_ERR_TYPE, "\"%s\" must be a whole number: write %.*s", key, (int)(digits < 24 ? digits : 24), s);
-    if (digits < len) return chaosi_bad(p, CHAOS_ERR_TYPE, "\"%s\" must be a whole number", key);
-    for (i = *s == '-' ? 1 : 0; i < digits && value < 1000000000000000000ll / 10; i++) value = value * 10 + (s[i] - '0');
-    if (*s == '-') value = -value;
-    if (i < digits || value < lo || value > hi) return chaosi_bad(p, CHAOS_ERR_RANGE, "\"%s\" is out of range: %lld..%lld", key, lo, hi);
-    *out = value;
-    return CHAOS_OK;
-}
-
-/* A whole number in lo..hi, into an integer of `size` bytes. */
-CHAOSI_FN chaos_result chaosi_int(chaosi_parse *p, long long lo, long long hi, void *out, size_t size) {
-    chaosi_token t = chaosi_json_next(&p->j);
-    long long v = 0;
-    chaos_result r;
-    if (t != CHAOSI_JSON_NUMBER) return chaosi_expected(p, t, "a whole number");
-    r = chaosi_int_here(p, p->key, lo, hi, &v);
-    if (r != CHAOS_OK) return r;
-    if (size == 1) *(chaosi_u8 *)out = (chaosi_u8)v;
-    else if (size == 2) *(chaosi_u16 *)out = (chaosi_u16)v;
-    else if (size == 4) *(chaosi_u32 *)out = (chaosi_u32)v;
-    else *(unsigned long long *)out = (unsigned long long)v;
-    return CHAOS_OK;
-}
-
-CHAOSI_FN chaos_result chaosi_bool(chaosi_parse *p, bool *out) {
-    chaosi_token t = chaosi_json_next(&p->j);
-    if (t != CHAOSI_JSON_TRUE && t != CHAOSI_JSON_FALSE) return chaosi_expected(p, t, "true or false");
-    *out = t == CHAOSI_JSON_TRUE;
-    return CHAOS_OK;
+        return chaosi_bad(p, CHAOS_ERR_TYPE, "\"%s\" must be a whole number: write %.*s", k->name, (int)(digits < 24 ? digits : 24), s);
+    if (digits < len) return chaosi_bad(p, CHAOS_ERR_TYPE, "\"%s\" must be a whole number", k->name);
+    for (i = minus; i < digits && value < 1000000000000000000ll / 10; i++) value = value * 10 + (s[i] - '0');
+    *out = minus ? -value : value;
+    if (i == digits && *out >= k->lo && *out <= k->hi) return true;
+    return chaosi_bad(p, CHAOS_ERR_RANGE, "\"%s\" is out of range: %lld..%lld", k->name, k->lo, k->hi);
 }
 
 /* The string or key just read, into the pool, with a NUL behind it. */
-CHAOSI_FN chaos_result chaosi_keep(chaosi_parse *p, size_t max, chaos_text *out) {
+CHAOSI_FN bool chaosi_keep(chaosi_parse *p, chaos_text *out) {
     chaos_config *cfg = p->out;
-    size_t room = sizeof cfg->text - cfg->text_len; /* the NUL included */
-    size_t n = room ? chaosi_json_decode(&p->j, cfg->text + cfg->text_len, room - 1 < max + 1 ? room - 1 : max + 1) : SIZE_MAX;
+    char *to = cfg->text + cfg->text_len;
+    size_t max = (size_t)p->key->hi, room = sizeof cfg->text - cfg->text_len; /* the NUL included */
+    size_t n = room ? chaosi_json_decode(&p->j, to, room - 1 < max + 1 ? room - 1 : max + 1) : SIZE_MAX;
     if (n > max && room <= max + 1)
         return chaosi_bad(p, CHAOS_ERR_TOO_LARGE, "the strings of this config are over %d bytes", CHAOS_MAX_TEXT);
-    if (n > max) return chaosi_bad(p, CHAOS_ERR_RANGE, "\"%s\" holds a string over %u bytes", p->key, (unsigned)max);
-    if (memchr(cfg->text + cfg->text_len, 0, n)) return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" holds a NUL character", p->key);
-    cfg->text[cfg->text_len + n] = 0;
+    if (n > max) return chaosi_bad(p, CHAOS_ERR_RANGE, "\"%s\" holds a string over %u bytes", p->key->name, (unsigned)max);
+    if (memchr(to, 0, n)) return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" holds a NUL character", p->key->name);
+    to[n] = 0;
     out->at = cfg->text_len;
     out->len = (chaosi_u16)n;
     cfg->text_len = (chaosi_u16)(cfg->text_len + n + 1u);
-    return CHAOS_OK;
-}
-
-CHAOSI_FN chaos_result chaosi_string(chaosi_parse *p, size_t min, size_t max, chaos_text *out) {
-    chaosi_token t = chaosi_json_next(&p->j);
-    chaos_result r;
-    if (t != CHAOSI_JSON_STRING) return chaosi_expected(p, t, "a string");
-    r = chaosi_keep(p, max, out);
-    if (r == CHAOS_OK && out->len < min) return chaosi_bad(p, CHAOS_ERR_RANGE, "\"%s\" must not be empty", p->key);
-    return r;
-}
-
-/* The index of the string or key just read in words; count = none of them. */
-CHAOSI_FN int chaosi_which_word(chaosi_parse *p, const char *const *words, int count) {
-    char word[16];
-    size_t n = chaosi_json_decode(&p->j, word, sizeof word);
-    int i = 0;
-    while (i < count && (n == SIZE_MAX || !chaosi_same(chaosi_of(word, n), chaosi_str(words[i])))) i++;
-    return i;
-}
-
-/* One of several words; *out = its index. */
-CHAOSI_FN chaos_result chaosi_choice(chaosi_parse *p, const char *const *words, int count, const char *what, int *out) {
-    chaosi_token t = chaosi_json_next(&p->j);
-    if (t != CHAOSI_JSON_STRING) return chaosi_expected(p, t, "a string");
-    *out = chaosi_which_word(p, words, count);
-    return *out < count ? CHAOS_OK : chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" must be %s", p->key, what);
+    return true;
 }
 
 CHAOSI_FN bool chaosi_is_token_char(char c) {
-    return chaosi_is_digit(c) || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c && strchr("!#$%&'*+-.^_`|~", c));
+    return chaosi_is_digit(c) || (chaosi_lower(c) >= 'a' && chaosi_lower(c) <= 'z') || (c && strchr("!#$%&'*+-.^_`|~", c));
 }
 
-/* What a list's strings must look like; a glob that can never match would quietly widen or empty an experiment. */
-typedef enum chaosi_item_kind { CHAOSI_ITEM_METHOD, CHAOSI_ITEM_PATH, CHAOSI_ITEM_NAME, CHAOSI_ITEM_GLOB } chaosi_item_kind;
-
-CHAOSI_FN chaos_result chaosi_item_check(chaosi_parse *p, chaosi_span s, chaosi_item_kind kind) {
-    size_t i;
-    if (s.len == 0 && kind != CHAOSI_ITEM_GLOB) return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" holds an empty string", p->key);
-    if (kind == CHAOSI_ITEM_PATH && s.at[0] != '/' && s.at[0] != '*')
-        return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\": a path glob starts with / or *", p->key);
-    for (i = 0; i < s.len && (kind == CHAOSI_ITEM_METHOD || kind == CHAOSI_ITEM_NAME); i++) {
-        if (!chaosi_is_token_char(s.at[i])) return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" holds a name that HTTP does not allow", p->key);
-        if (kind == CHAOSI_ITEM_METHOD && s.at[i] >= 'a' && s.at[i] <= 'z')
-            return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\": methods are written in capitals", p->key);
-    }
-    return CHAOS_OK;
-}
-
-CHAOSI_FN chaos_result chaosi_add_item(chaosi_parse *p, chaosi_item_kind kind, chaos_list *list) {
+/* The string just read, into a list. A glob that can never match would quietly widen or empty an experiment. Header names
+   are kept in lower case and must not stand twice. */
+CHAOSI_FN bool chaosi_add_item(chaosi_parse *p, char kind, chaos_list *list) {
     chaos_config *cfg = p->out;
-    chaos_text *item = &cfg->items[cfg->item_count];
-    chaos_result r;
+    const char *key = p->key->name;
+    int i;
+    char *s;
     if (cfg->item_count == CHAOS_MAX_ITEMS) return chaosi_bad(p, CHAOS_ERR_TOO_LARGE, "over %d strings in lists", CHAOS_MAX_ITEMS);
-    r = chaosi_keep(p, 256, item);
-    if (r == CHAOS_OK) r = chaosi_item_check(p, chaosi_text_of(cfg, *item), kind);
-    cfg->item_count++;
+    if (!chaosi_keep(p, &cfg->items[cfg->item_count])) return false;
+    s = cfg->text + cfg->items[cfg->item_count].at;
+    if (!*s && kind != 'G') return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" holds an empty string", key);
+    if (kind == 'P' && *s != '/' && *s != '*') return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\": a path glob starts with / or *", key);
+    for (; *s && (kind == 'M' || kind == 'H'); s++) {
+        if (!chaosi_is_token_char(*s)) return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" holds a name that HTTP does not allow", key);
+        if (kind == 'M' && *s >= 'a' && *s <= 'z') return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\": methods are written in capitals", key);
+        if (kind == 'H') *s = chaosi_lower(*s);
+    }
     list->count++;
-    return r;
+    cfg->item_count++;
+    for (i = 0; kind == 'H' && i < list->count - 1; i += 2)
+        if (chaosi_same(chaosi_item(cfg, *list, i), chaosi_item(cfg, *list, list->count - 1)))
+            return chaosi_bad(p, CHAOS_ERR_DUPLICATE_KEY, "duplicate header \"%s\"", cfg->text + cfg->items[cfg->item_count - 1].at);
+    return true;
 }
 
-CHAOSI_FN chaos_result chaosi_list_of(chaosi_parse *p, chaosi_item_kind kind, bool may_be_empty, chaos_list *list) {
-    chaosi_token t = chaosi_json_next(&p->j);
-    chaos_result r;
-    if (t != CHAOSI_JSON_ARRAY) return chaosi_expected(p, t, "a list of strings");
+/* A list of strings, or an object of header names and globs. */
+CHAOSI_FN bool chaosi_list(chaosi_parse *p, chaos_list *list) {
+    char t, kind = (char)p->key->lo;
+    if (list == &p->out->exclude) p->out->default_exclude = false;
     list->first = p->out->item_count;
     list->count = 0;
-    while ((t = chaosi_json_next(&p->j)) != CHAOSI_JSON_ARRAY_END) {
-        if (t != CHAOSI_JSON_STRING) return chaosi_expected(p, t, "a list of strings");
-        r = chaosi_add_item(p, kind, list);
-        if (r != CHAOS_OK) return r;
-    }
-    if (!list->count && !may_be_empty) return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" must not be empty; leave it out to match all", p->key);
-    return CHAOS_OK;
-}
-
-/* The header name just added must not stand twice. Names are kept in lower case. */
-CHAOSI_FN chaos_result chaosi_header_name(chaosi_parse *p, chaos_list headers) {
-    chaos_text name = p->out->items[headers.first + headers.count - 1];
-    int i;
-    for (i = 0; i < name.len; i++) p->out->text[name.at + i] = chaosi_lower(p->out->text[name.at + i]);
-    for (i = 0; i < headers.count - 1; i += 2)
-        if (chaosi_same(chaosi_item(p->out, headers, i), chaosi_text_of(p->out, name)))
-            return chaosi_bad(p, CHAOS_ERR_DUPLICATE_KEY, "duplicate header \"%s\"", p->out->text + name.at);
-    return CHAOS_OK;
-}
-
-CHAOSI_FN chaos_result chaosi_headers(chaosi_parse *p, chaos_list *headers) {
-    chaosi_token t = chaosi_json_next(&p->j);
-    chaos_result r;
-    if (t != CHAOSI_JSON_OBJECT) return chaosi_expected(p, t, "an object of header names and globs");
-    headers->first = p->out->item_count;
-    headers->count = 0;
-    while ((t = chaosi_json_next(&p->j)) != CHAOSI_JSON_OBJECT_END) {
-        if (t == CHAOSI_JSON_ERROR) return CHAOS_ERR_JSON;
-        r = chaosi_add_item(p, CHAOSI_ITEM_NAME, headers);
-        if (r == CHAOS_OK) r = chaosi_header_name(p, *headers);
-        if (r != CHAOS_OK) return r;
-        t = chaosi_json_next(&p->j);
-        if (t != CHAOSI_JSON_STRING) return chaosi_expected(p, t, "an object of header names and globs");
-        r = chaosi_add_item(p, CHAOSI_ITEM_GLOB, headers);
-        if (r != CHAOS_OK) return r;
-    }
-    if (!headers->count) return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" must not be empty; leave it out to match all", p->key);
-    return CHAOS_OK;
-}
-
-/* A key of a small object: its index in words, -1 = error. */
-CHAOSI_FN int chaosi_small_key(chaosi_parse *p, const char *const *words, int count, const char *what, chaosi_u32 *seen) {
-    int i = chaosi_which_word(p, words, count), shown = (int)(p->j.end - p->j.start < 32 ? p->j.end - p->j.start : 32);
-    if (i == count)
-        chaosi_bad(p, CHAOS_ERR_UNKNOWN_KEY, "unknown key \"%.*s\" in \"%s\": it takes %s", shown, p->j.text + p->j.start, p->key, what);
-    else if (*seen >> i & 1u) chaosi_bad(p, CHAOS_ERR_DUPLICATE_KEY, "duplicate key \"%s\" in \"%s\"", words[i], p->key);
-    else {
-        *seen |= 1u << i;
-        return i;
-    }
-    return -1;
-}
-
-CHAOSI_FN chaos_result chaosi_match_object(chaosi_parse *p, chaos_match *match) {
-    static const char *const words[] = {"methods", "paths", "headers"};
-    chaosi_token t = chaosi_json_next(&p->j);
-    chaosi_u32 seen = 0;
-    chaos_result r = CHAOS_OK;
-    if (t != CHAOSI_JSON_OBJECT) return chaosi_expected(p, t, "an object with methods, paths or headers");
-    while (r == CHAOS_OK && (t = chaosi_json_next(&p->j)) != CHAOSI_JSON_OBJECT_END) {
-        int which = t == CHAOSI_JSON_ERROR ? -1 : chaosi_small_key(p, words, 3, "methods, paths and headers", &seen);
-        if (which < 0) return t == CHAOSI_JSON_ERROR ? CHAOS_ERR_JSON : CHAOS_ERR_UNKNOWN_KEY;
-        p->key = words[which];
-        if (which == 0) r = chaosi_list_of(p, CHAOSI_ITEM_METHOD, false, &match->methods);
-        else if (which == 1) r = chaosi_list_of(p, CHAOSI_ITEM_PATH, false, &match->paths);
-        else r = chaosi_headers(p, &match->headers);
-        p->key = "match";
-    }
-    return r;
-}
-
-/* {"min","max"}, {"mean","max"} or {"p50","p95","p99","max"}: v is indexed like words. */
-CHAOSI_FN chaos_result chaosi_latency_kind(chaosi_parse *p, chaosi_u32 seen, const long long *v, chaos_fault *f) {
-    static const chaosi_u8 order[3][4] = {{0, 1, 1, 1}, {2, 1, 1, 1}, {3, 4, 5, 1}};
-    static const chaosi_u32 needs[3] = {1u << 0 | 1u << 1, 1u << 2 | 1u << 1, 1u << 3 | 1u << 4 | 1u << 5 | 1u << 1};
-    int kind, i;
-    for (kind = 0; kind < 3 && needs[kind] != seen; kind++) {}
-    if (kind == 3) return chaosi_bad(p, CHAOS_ERR_MISSING_KEY, "\"latency\" takes min and max, or mean and max, or p50, p95, p99 and max");
-    for (i = 0; i < 4; i++) {
-        f->latency[i] = (unsigned)v[order[kind][i]];
-        if (i && f->latency[i] < f->latency[i - 1])
-            return chaosi_bad(p, CHAOS_ERR_VALUE, "\"latency\": the values must not fall towards max");
-    }
-    for (i = kind < 2 ? 2 : 4; i < 4; i++) f->latency[i] = 0;
-    f->latency_kind = (chaosi_u8)(CHAOS_LATENCY_UNIFORM + kind);
-    return CHAOS_OK;
-}
-
-CHAOSI_FN chaos_result chaosi_latency(chaosi_parse *p, chaos_fault *f) {
-    static const char *const words[] = {"min", "max", "mean", "p50", "p95", "p99"};
-    long long v[6] = {0, 0, 0, 0, 0, 0};
-    chaosi_u32 seen = 0;
-    chaos_result r = CHAOS_OK;
-    chaosi_token t = chaosi_json_next(&p->j);
-    memset(f->latency, 0, sizeof f->latency);
-    if (t == CHAOSI_JSON_NUMBER) {
-        f->latency_kind = CHAOS_LATENCY_FIXED;
-        r = chaosi_int_here(p, p->key, 0, CHAOSI_MAX_MS, &v[0]);
-        f->latency[0] = (unsigned)v[0];
-        return r;
-    }
-    if (t != CHAOSI_JSON_OBJECT) return chaosi_expected(p, t, "a whole number of ms, or an object");
-    while ((t = chaosi_json_next(&p->j)) != CHAOSI_JSON_OBJECT_END) {
-        int which = t == CHAOSI_JSON_ERROR ? -1 : chaosi_small_key(p, words, 6, "min, max, mean, p50, p95 and p99", &seen);
-        if (which < 0) return t == CHAOSI_JSON_ERROR ? CHAOS_ERR_JSON : CHAOS_ERR_UNKNOWN_KEY;
-        t = chaosi_json_next(&p->j);
-        if (t != CHAOSI_JSON_NUMBER) return chaosi_expected(p, t, "made of whole numbers of ms");
-        r = chaosi_int_here(p, words[which], 0, CHAOSI_MAX_MS, &v[which]);
-        if (r != CHAOS_OK) return r;
-    }
-    return chaosi_latency_kind(p, seen, v, f);
+    while ((t = chaosi_expect(p, kind == 'H' ? ":\"}" : "\"]")) == '"' || t == ':')
+        if (!chaosi_add_item(p, kind == 'H' && t == '"' ? 'G' : kind, list)) return false;
+    if (!t || list->count || list == &p->out->exclude) return t != 0;
+    return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" must not be empty; leave it out to match all", p->key->name);
 }
 
 /* n digits at s as a number, -1 = something else. */
 CHAOSI_FN int chaosi_digits(const char *s, int n) {
     int value = 0;
-    while (n-- > 0) {
-        if (!chaosi_is_digit(*s)) return -1;
-        value = value * 10 + (*s++ - '0');
-    }
+    for (; n > 0 && value >= 0; n--, s++) value = chaosi_is_digit(*s) ? value * 10 + (*s - '0') : -1;
     return value;
 }
 
 /* RFC 3339 section 5.6, UTC only, from 1970; ms since the epoch, -1 = not such a moment. s is NUL-terminated. */
 CHAOSI_FN long long chaosi_moment(const char *s) {
-    static const int month_days[12] = {31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
-    int year, month, day, hour, minute, second, ms = 0, scale = 100;
+    int v[6], i, ms = 0, scale = 100; /* v: year month day hour minute second */
+    long long days;
+    char again[80];
     if (strlen(s) < 20 || s[4] != '-' || s[7] != '-' || chaosi_lower(s[10]) != 't' || s[13] != ':' || s[16] != ':') return -1;
-    year = chaosi_digits(s, 4);
-    month = chaosi_digits(s + 5, 2);
-    day = chaosi_digits(s + 8, 2);
-    hour = chaosi_digits(s + 11, 2);
-    minute = chaosi_digits(s + 14, 2);
-    second = chaosi_digits(s + 17, 2);
+    for (i = 0; i < 6; i++) v[i] = chaosi_digits(s + (i ? 3 * i + 2 : 0), i ? 2 : 4);
+    if (v[0] < 1970 || v[1] < 1 || v[1] > 12 || v[2] < 1 || v[2] > 31) return -1;
+    if (v[3] < 0 || v[3] > 23 || v[4] < 0 || v[4] > 59 || v[5] < 0 || v[5] > 60) return -1;
+    days = chaosi_days(v[0], v[1], v[2]);
+    if (memcmp(chaosi_rfc3339(again, days * 86400000, false), s, 10) != 0) return -1; /* 31 April would become 1 May */
     s += 19;
     if (*s == '.' && !chaosi_is_digit(s[1])) return -1;
     if (*s == '.')
         for (s++; chaosi_is_digit(*s); s++, scale /= 10) ms += (*s - '0') * scale;
     if (!(chaosi_lower(s[0]) == 'z' && !s[1]) && strcmp(s, "+00:00") != 0) return -1;
-    if (year < 1970 || month < 1 || month > 12 || day < 1 || day > month_days[month - 1]) return -1;
-    if (month == 2 && day == 29 && !chaosi_leap(year)) return -1;
-    if (hour < 0 || hour > 23 || minute < 0 || minute > 59 || second < 0 || second > 60) return -1;
-    return (chaosi_days(year, month, day) * 86400 + hour * 3600 + minute * 60 + second) * 1000 + ms;
+    return (days * 86400 + v[3] * 3600 + v[4] * 60 + v[5]) * 1000 + ms;
 }
 
-CHAOSI_FN chaos_result chaosi_expires(chaosi_parse *p, long long *out) {
-    chaosi_token t = chaosi_json_next(&p->j);
+CHAOSI_FN bool chaosi_expires(chaosi_parse *p, bool number, long long *out) {
+    static const char form[] = "\"expiresAt\" must be RFC 3339 in UTC (2026-01-31T12:00:00Z), epoch seconds or \"never\"";
     char s[48];
-    size_t n;
-    chaos_result r;
-    if (t == CHAOSI_JSON_NUMBER) {
-        r = chaosi_int_here(p, p->key, LLONG_MIN / 2, LLONG_MAX / 2, out);
-        if (r != CHAOS_OK) return r;
-        if (*out > CHAOSI_YEAR_2100)
-            return chaosi_bad(p, CHAOS_ERR_RANGE, "\"expiresAt\" is beyond 2100: it looks like milliseconds, write seconds");
-        if (*out < CHAOSI_YEAR_2000) return chaosi_bad(p, CHAOS_ERR_RANGE, "\"expiresAt\" is before 2000: it is a moment, not a duration");
-        *out *= 1000;
-        return CHAOS_OK;
-    }
-    if (t != CHAOSI_JSON_STRING) return chaosi_expected(p, t, "an RFC 3339 time, epoch seconds or \"never\"");
-    n = chaosi_json_decode(&p->j, s, sizeof s - 1);
+    size_t n = number ? 0 : chaosi_json_decode(&p->j, s, sizeof s - 1);
+    long long second = number ? 1 : 1000;
     s[n == SIZE_MAX || memchr(s, 0, n) ? 0 : n] = 0;
-    *out = strcmp(s, "never") == 0 ? -1 : chaosi_moment(s);
-    if (*out == -1 && strcmp(s, "never") == 0) return CHAOS_OK;
-    if (*out == -1)
-        return chaosi_bad(p, CHAOS_ERR_VALUE, "\"expiresAt\" must be RFC 3339 in UTC (2026-01-31T12:00:00Z), epoch seconds or \"never\"");
-    if (*out / 1000 > CHAOSI_YEAR_2100) return chaosi_bad(p, CHAOS_ERR_RANGE, "\"expiresAt\" is beyond 2100");
-    if (*out / 1000 < CHAOSI_YEAR_2000) return chaosi_bad(p, CHAOS_ERR_RANGE, "\"expiresAt\" is before 2000");
-    return CHAOS_OK;
+    *out = number ? 0 : chaosi_moment(s);
+    if (*out < 0) return strcmp(s, "never") == 0 || chaosi_bad(p, CHAOS_ERR_VALUE, "%s", form);
+    if (number && !chaosi_int(p, out)) return false;
+    if (*out / second > CHAOSI_YEAR_2100)
+        return chaosi_bad(p, CHAOS_ERR_RANGE, "\"expiresAt\" is beyond 2100%s",
+                          number ? ": it looks like milliseconds, write seconds" : "");
+    if (*out / second < CHAOSI_YEAR_2000)
+        return chaosi_bad(p, CHAOS_ERR_RANGE, "\"expiresAt\" is before 2000%s", number ? ": it is a moment, not a duration" : "");
+    *out *= 1000 / second;
+    return true;
 }
 
-CHAOSI_FN chaos_result chaosi_error_mode(chaosi_parse *p, chaos_fault *f) {
-    int i = 0;
-    chaos_result r = chaosi_choice(p, chaosi_modes, CHAOSI_MODE_COUNT, "status, reset, close, hang, truncate or corrupt", &i);
-    if (r != CHAOS_OK) return r;
-    if (i >= CHAOSI_MODES_NOW) return chaosi_bad(p, CHAOS_ERR_UNSUPPORTED, "\"errorMode\": \"%s\" is not in this version", chaosi_modes[i]);
-    f->error_mode = (chaosi_u8)(CHAOS_STATUS + i);
-    return CHAOS_OK;
-}
+CHAOSI_FN bool chaosi_object(chaosi_parse *p, const chaosi_key *of, int where, void *in);
 
-CHAOSI_FN chaos_result chaosi_error_when(chaosi_parse *p, chaos_fault *f) {
-    static const char *const words[] = {"before", "after"};
-    int i = 0;
-    chaos_result r = chaosi_choice(p, words, 2, "before or after", &i);
-    if (r == CHAOS_OK) f->error_after = (chaosi_u8)i;
-    return r;
-}
-
-#define CHAOSI_INT(lo, hi, place) chaosi_int(p, lo, hi, &(place), sizeof(place))
-
-/* The keys that may stand in a rule too. */
-CHAOSI_FN chaos_result chaosi_fault_value(chaosi_parse *p, int key, chaos_fault *f) {
-    switch (key) {
-    case CHAOSI_KEY_latency: return chaosi_latency(p, f);
-    case CHAOSI_KEY_latencyRate: return CHAOSI_INT(0, 100, f->latency_rate);
-    case CHAOSI_KEY_errorRate: return CHAOSI_INT(0, 100, f->error_rate);
-    case CHAOSI_KEY_errorStatus: return CHAOSI_INT(200, 599, f->error_status);
-    case CHAOSI_KEY_errorMode: return chaosi_error_mode(p, f);
-    case CHAOSI_KEY_errorWhen: return chaosi_error_when(p, f);
-    case CHAOSI_KEY_errorBody: return chaosi_string(p, 0, 1024, &f->error_body);
-    case CHAOSI_KEY_retryAfter: return CHAOSI_INT(0, 86400, f->retry_after);
-    default: return CHAOSI_INT(0, 4194303, f->bandwidth);
+/* A number, or an object of one of the three kinds. */
+CHAOSI_FN bool chaosi_latency(chaosi_parse *p, bool number, chaos_fault *f) {
+    unsigned ms[6], given = 0, kind = CHAOS_LATENCY_QUANTILES, n = 0, i;
+    long long fixed = 0;
+    memset(f->latency, 0, sizeof f->latency);
+    memset(ms, 0xff, sizeof ms);
+    f->latency_kind = CHAOS_LATENCY_FIXED;
+    if (number && !chaosi_int(p, &fixed)) return false;
+    f->latency[0] = (unsigned)fixed;
+    if (number) return true;
+    if (!chaosi_object(p, p->key, CHAOSI_LATENCY, ms)) return false;
+    for (i = 0; i < 6; i++) given |= (unsigned)(ms[i] != UINT_MAX) << i;
+    while (kind && chaosi_latency_keys[kind] != given) kind--;
+    if (!kind) return chaosi_bad(p, CHAOS_ERR_MISSING_KEY, "\"latency\" takes min and max, or mean and max, or p50, p95, p99 and max");
+    f->latency_kind = (chaosi_u8)kind;
+    for (i = 0; i < 6; i++) {
+        if (!(given >> i & 1u)) continue;
+        if (n && ms[i] < f->latency[n - 1]) return chaosi_bad(p, CHAOS_ERR_VALUE, "\"latency\": the values must not fall towards max");
+        f->latency[n++] = ms[i];
     }
+    return true;
 }
 
-CHAOSI_FN chaos_result chaosi_top_value(chaosi_parse *p, int key) {
-    chaos_config *c = p->out;
-    switch (key) {
-    case CHAOSI_KEY_enabled: return chaosi_bool(p, &c->enabled);
-    case CHAOSI_KEY_dryRun: return chaosi_bool(p, &c->dry_run);
-    case CHAOSI_KEY_match: return chaosi_match_object(p, &c->match);
-    case CHAOSI_KEY_exclude: c->default_exclude = false; return chaosi_list_of(p, CHAOSI_ITEM_PATH, true, &c->exclude);
-    case CHAOSI_KEY_canary: return CHAOSI_INT(0, 100, c->canary);
-    case CHAOSI_KEY_instances: return chaosi_list_of(p, CHAOSI_ITEM_GLOB, false, &c->instances);
-    case CHAOSI_KEY_expiresAt: return chaosi_expires(p, &c->expires_ms);
-    case CHAOSI_KEY_maxFaults: return CHAOSI_INT(0, 4294967295ll, c->max_faults);
-    case CHAOSI_KEY_maxConcurrent: return CHAOSI_INT(0, CHAOS_MAX_CONCURRENT, c->max_concurrent);
-    case CHAOSI_KEY_seed: c->has_seed = true; return CHAOSI_INT(0, CHAOSI_MAX_SEED, c->seed);
-    case CHAOSI_KEY_name: return chaosi_string(p, 0, 64, &c->name);
-    case CHAOSI_KEY_owner: return chaosi_string(p, 0, 64, &c->owner);
-    case CHAOSI_KEY_note: return chaosi_string(p, 0, 256, &c->note);
-    default: return chaosi_fault_value(p, key, &c->fault);
-    }
+/* One of the key's words; *out = its number. */
+CHAOSI_FN bool chaosi_choice(chaosi_parse *p, long long *out) {
+    const chaosi_key *k = p->key;
+    char word[16];
+    size_t n = chaosi_json_decode(&p->j, word, sizeof word);
+    for (*out = k->lo; *out <= k->hi; ++*out)
+        if (chaosi_same(chaosi_of(word, n), chaosi_word(k->words, *out - k->lo))) return true;
+    return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" must be %s", k->name, k->words);
 }
 
-CHAOSI_FN chaos_result chaosi_rule_value(chaosi_parse *p, int key, chaos_rule *rule) {
+/* A rule's name is there, and no other's. */
+CHAOSI_FN bool chaosi_rule_name(chaosi_parse *p, chaos_text name) {
     int i;
-    chaos_result r;
-    if (key == CHAOSI_KEY_match) return chaosi_match_object(p, &rule->match);
-    if (key != CHAOSI_KEY_name) return chaosi_fault_value(p, key, &rule->fault);
-    r = chaosi_string(p, 1, 64, &rule->name);
-    for (i = 0; r == CHAOS_OK && i < p->rule; i++)
-        if (chaosi_same(chaosi_text_of(p->out, p->out->rules[i].name), chaosi_text_of(p->out, rule->name)))
+    if (!name.len) return chaosi_bad(p, CHAOS_ERR_RANGE, "\"name\" must not be empty");
+    for (i = 0; i < p->rule; i++)
+        if (chaosi_same(chaosi_text_of(p->out, p->out->rules[i].name), chaosi_text_of(p->out, name)))
             return chaosi_bad(p, CHAOS_ERR_DUPLICATE_KEY, "\"name\" is that of rules[%d] too", i);
-    return r;
+    return true;
 }
 
-CHAOSI_FN chaos_result chaosi_one_rule(chaosi_parse *p, chaos_rule *rule) {
-    chaosi_u32 seen = 0;
-    chaos_result r = CHAOS_OK;
-    chaosi_token t;
-    size_t start = p->j.start;
-    memset(rule, 0, sizeof *rule);
-    rule->fault = p->out->fault;
-    while (r == CHAOS_OK && (t = chaosi_json_next(&p->j)) != CHAOSI_JSON_OBJECT_END) {
-        int key = t == CHAOSI_JSON_ERROR ? -1 : chaosi_which_key(p, CHAOSI_RULE, &seen);
-        r = key < 0 ? CHAOS_ERR_JSON : chaosi_rule_value(p, key, rule);
+CHAOSI_FN bool chaosi_value(chaosi_parse *p, const chaosi_key *k, void *at) {
+    long long v = 0;
+    chaos_text *text = (chaos_text *)at;
+    char t;
+    p->key = k;
+    if (k->kind == 'r') {
+        p->rules = p->j;
+        return chaosi_json_skip(&p->j) != 0;
     }
-    if (r != CHAOS_OK || seen >> CHAOSI_KEY_name & 1u) return r;
-    p->j.start = start;
-    return chaosi_bad(p, CHAOS_ERR_MISSING_KEY, "a rule needs a \"name\"");
+    t = chaosi_expect(p, k->tokens);
+    if (!t) return false;
+    switch (k->kind) {
+    case 's': return chaosi_keep(p, text) && (p->rule < 0 || !(k->where & CHAOSI_NAME) || chaosi_rule_name(p, *text));
+    case 'd': return chaosi_latency(p, t == '0', (chaos_fault *)at);
+    case 'm': return chaosi_object(p, k, CHAOSI_MATCH, at);
+    case 'e': return chaosi_expires(p, t == '0', (long long *)at);
+    case 'l': return chaosi_list(p, (chaos_list *)at);
+    case 'b': v = t == 't'; break;
+    default:
+        if (!(k->kind == 'w' ? chaosi_choice(p, &v) : chaosi_int(p, &v))) return false;
+    }
+    if (at == &p->out->seed) p->out->has_seed = true;
+    chaosi_set(k, at, v);
+    return true;
 }
 
-/* Runs after everything else of the object, because rules inherit the top-level fault keys wherever those stand. */
-CHAOSI_FN chaos_result chaosi_rules(chaosi_parse *p) {
-    chaosi_token t = chaosi_json_next(&p->j);
-    chaos_result r = CHAOS_OK;
-    p->key = "rules";
-    if (t != CHAOSI_JSON_ARRAY) return chaosi_expected(p, t, "a list of objects");
-    while (r == CHAOS_OK && (t = chaosi_json_next(&p->j)) != CHAOSI_JSON_ARRAY_END) {
-        p->key = "rules";
-        if (t != CHAOSI_JSON_OBJECT) return chaosi_expected(p, t, "a list of objects");
-        if (p->out->rule_count == CHAOS_MAX_RULES) return chaosi_bad(p, CHAOS_ERR_TOO_LARGE, "over %d \"rules\"", CHAOS_MAX_RULES);
-        p->rule = p->out->rule_count;
-        r = chaosi_one_rule(p, &p->out->rules[p->rule]);
-        p->out->rule_count++;
+/* Reads an object with such keys into the struct `in`; of = the object's own key, NULL = the config or a rule. */
+CHAOSI_FN bool chaosi_object(chaosi_parse *p, const chaosi_key *of, int where, void *in) {
+    chaosi_u64 seen = 0;
+    char t;
+    while ((t = chaosi_json_next(&p->j)) != '}') {
+        const chaosi_key *k = t ? chaosi_which_key(p, of, where, &seen) : NULL;
+        if (!k || !chaosi_value(p, k, (char *)in + (where & CHAOSI_RULE ? k->in_rule : k->at))) return false;
+    }
+    return true;
+}
+
+CHAOSI_FN bool chaosi_rules(chaosi_parse *p) {
+    chaos_config *cfg = p->out;
+    chaos_rule *rule;
+    size_t start;
+    char t;
+    p->j = p->rules;
+    for (p->key = CHAOSI_RULES, t = chaosi_expect(p, "["); t && (t = chaosi_expect(p, "{]")) == '{'; p->key = CHAOSI_RULES) {
+        if (cfg->rule_count == CHAOS_MAX_RULES) return chaosi_bad(p, CHAOS_ERR_TOO_LARGE, "over %d \"rules\"", CHAOS_MAX_RULES);
+        start = p->j.start;
+        p->rule = cfg->rule_count++;
+        rule = &cfg->rules[p->rule];
+        rule->fault = cfg->fault;
+        if (!chaosi_object(p, NULL, CHAOSI_RULE, rule)) return false;
+        p->j.start = start;
+        if (!rule->name.len) return chaosi_bad(p, CHAOS_ERR_MISSING_KEY, "a rule needs a \"name\"");
         p->rule = -1;
     }
-    return r;
-}
-
-CHAOSI_FN chaos_result chaosi_parse_object(chaosi_parse *p) {
-    chaosi_u32 seen = 0;
-    chaosi_json rules_at;
-    chaos_result r = CHAOS_OK;
-    chaosi_token t = chaosi_json_next(&p->j);
-    if (t == CHAOSI_JSON_ERROR) return CHAOS_ERR_JSON;
-    if (t != CHAOSI_JSON_OBJECT) return chaosi_bad(p, CHAOS_ERR_TYPE, "a config is an object: {\"enabled\": ...}");
-    rules_at = p->j;
-    while (r == CHAOS_OK && (t = chaosi_json_next(&p->j)) != CHAOSI_JSON_OBJECT_END) {
-        int key = t == CHAOSI_JSON_ERROR ? -1 : chaosi_which_key(p, CHAOSI_TOP, &seen);
-        if (key == CHAOSI_KEY_rules) {
-            rules_at = p->j;
-            if (chaosi_json_skip(&p->j) == CHAOSI_JSON_ERROR) return CHAOS_ERR_JSON;
-        } else {
-            r = key < 0 ? CHAOS_ERR_JSON : chaosi_top_value(p, key);
-        }
-    }
-    if (r == CHAOS_OK && chaosi_json_next(&p->j) != CHAOSI_JSON_END) return CHAOS_ERR_JSON;
-    if (r != CHAOS_OK || !(seen >> CHAOSI_KEY_rules & 1u)) return r;
-    p->j = rules_at;
-    return chaosi_rules(p);
+    return t != 0;
 }
 
 chaos_result chaos_config_parse(chaos_config *out, const char *json, size_t len, chaos_error *err) {
-    chaosi_parse p;
-    chaos_error local;
-    chaos_result r;
-    if (!err) err = &local;
-    chaosi_no_error(err);
+    chaos_error local, *e = err ? err : &local;
+    chaosi_parse p = {{json, len, 0, e, 'v', 0, 0, 0, 0}, {NULL, 0, 0, NULL, '\0', 0, 0, 0, 0}, out, NULL, -1};
+    char t;
+    chaosi_no_error(e);
     chaosi_config_default(out);
-    if (len > CHAOS_CONFIG_INPUT_MAX) return chaosi_fail(err, CHAOS_ERR_TOO_LARGE, "the config is over %d bytes", CHAOS_CONFIG_INPUT_MAX);
-    memset(&p, 0, sizeof p);
-    p.j = chaosi_json_begin(json, len, err);
-    p.out = out;
-    p.rule = -1;
-    p.key = "";
-    r = chaosi_parse_object(&p);
-    if (r == CHAOS_OK) return CHAOS_OK;
-    chaosi_config_default(out); /* nothing half-applied */
-    return err->code;
+    if (len > CHAOS_CONFIG_INPUT_MAX) return chaosi_fail(e, CHAOS_ERR_TOO_LARGE, "the config is over %d bytes", CHAOS_CONFIG_INPUT_MAX);
+    t = chaosi_json_next(&p.j);
+    if (t && t != '{') chaosi_bad(&p, CHAOS_ERR_TYPE, "a config is an object: {\"enabled\": ...}");
+    else if (t && chaosi_object(&p, NULL, CHAOSI_TOP, out) && chaosi_json_next(&p.j) && p.rules.text) chaosi_rules(&p);
+    if (e->code) chaosi_config_default(out); /* nothing half-applied */
+    return e->code;
 }
 
 CHAOSI_FN void chaosi_put_key(chaosi_out *o, const char *key) {
@@ -1662,107 +1386,88 @@ CHAOSI_FN void chaosi_put_text(chaosi_out *o, const chaos_config *cfg, const cha
     chaosi_put_json(o, chaosi_text_of(cfg, text));
 }
 
-CHAOSI_FN void chaosi_put_list(chaosi_out *o, const chaos_config *cfg, const char *key, chaos_list list) {
+/* Is this what a reader takes when the key is not there: the default, or in a rule what the top level (base) says? */
+CHAOSI_FN bool chaosi_is_default(const chaos_config *cfg, const chaosi_key *k, const void *at, const void *base) {
+    static const chaos_fault none = {0, 0, 0, 0, 0, 0, 0, {0, 0, 0, 0}, 0, 0, {0, 0}}; /* and an empty text */
+    const void *was = base ? base : &none;
+    const chaos_fault *f = (const chaos_fault *)at, *g = (const chaos_fault *)was;
+    const chaos_match *m = (const chaos_match *)at;
+    switch (k->kind) {
+    case 's': return chaosi_same(chaosi_text_of(cfg, *(const chaos_text *)at), chaosi_text_of(cfg, *(const chaos_text *)was));
+    case 'd': return f->latency_kind == g->latency_kind && memcmp(f->latency, g->latency, sizeof f->latency) == 0;
+    case 'm': return !m->methods.count && !m->paths.count && !m->headers.count;
+    case 'l': return at == &cfg->exclude ? cfg->default_exclude : !((const chaos_list *)at)->count;
+    case 'r': return !cfg->rule_count;
+    case '-': return true;
+    default: break;
+    }
+    if (at == &cfg->seed) return !cfg->has_seed;
+    return chaosi_get(k, at) == (base ? chaosi_get(k, base) : k->def);
+}
+
+CHAOSI_FN void chaosi_put_list(chaosi_out *o, const chaos_config *cfg, chaos_list list, bool headers) {
     int i;
-    chaosi_put_key(o, key);
+    chaosi_puts(o, headers ? "{" : "[");
     for (i = 0; i < list.count; i++) {
-        chaosi_puts(o, i ? "," : "[");
+        if (headers) chaosi_put_key(o, cfg->text + cfg->items[list.first + i++].at);
+        else if (i) chaosi_puts(o, ",");
         chaosi_put_json(o, chaosi_item(cfg, list, i));
     }
-    chaosi_puts(o, list.count ? "]" : "[]");
+    chaosi_puts(o, headers ? "}" : "]");
 }
 
-CHAOSI_FN void chaosi_put_match(chaosi_out *o, const chaos_config *cfg, const chaos_match *m) {
-    int i;
-    if (!m->methods.count && !m->paths.count && !m->headers.count) return;
-    chaosi_put_key(o, "match");
-    chaosi_puts(o, "{");
-    if (m->methods.count) chaosi_put_list(o, cfg, "methods", m->methods);
-    if (m->paths.count) chaosi_put_list(o, cfg, "paths", m->paths);
-    if (m->headers.count) {
-        chaosi_put_key(o, "headers");
-        chaosi_puts(o, "{");
-        for (i = 0; i < m->headers.count; i += 2) {
-            chaosi_put_key(o, cfg->text + cfg->items[m->headers.first + i].at);
-            chaosi_put_json(o, chaosi_item(cfg, m->headers, i + 1));
-        }
-        chaosi_puts(o, "}");
-    }
-    chaosi_puts(o, "}");
+/* Writes an object: the keys that may stand there, but for defaults. */
+CHAOSI_FN void chaosi_put_keys(chaosi_out *o, const chaos_config *cfg, int where, const void *in);
+
+CHAOSI_FN void chaosi_put_latency(chaosi_out *o, const chaos_config *cfg, const chaos_fault *f) {
+    unsigned ms[6], i, n = 0;
+    memset(ms, 0xff, sizeof ms);
+    for (i = 0; i < 6; i++)
+        if (chaosi_latency_keys[f->latency_kind & 3] >> i & 1u) ms[i] = f->latency[n++];
+    if (f->latency_kind) chaosi_put_keys(o, cfg, CHAOSI_LATENCY, ms);
+    else chaosi_put_int(o, f->latency[0]);
 }
 
-CHAOSI_FN void chaosi_put_latency(chaosi_out *o, const chaos_fault *f) {
-    static const char *const words[3][4] = {{"min", "max", 0, 0}, {"mean", "max", 0, 0}, {"p50", "p95", "p99", "max"}};
-    int i, kind = f->latency_kind - CHAOS_LATENCY_UNIFORM;
-    chaosi_put_key(o, "latency");
-    if (f->latency_kind == CHAOS_LATENCY_FIXED) {
-        chaosi_put_int(o, f->latency[0]);
-        return;
-    }
-    chaosi_puts(o, "{");
-    for (i = 0; i < 4 && words[kind][i]; i++) chaosi_put_number(o, words[kind][i], f->latency[i]);
-    chaosi_puts(o, "}");
-}
-
-/* The fault keys in which f differs from base. */
-CHAOSI_FN void chaosi_put_fault(chaosi_out *o, const chaos_config *cfg, const chaos_fault *f, const chaos_fault *base) {
-    if (f->latency_kind != base->latency_kind || memcmp(f->latency, base->latency, sizeof f->latency) != 0) chaosi_put_latency(o, f);
-    if (f->latency_rate != base->latency_rate) chaosi_put_number(o, "latencyRate", f->latency_rate);
-    if (f->error_rate != base->error_rate) chaosi_put_number(o, "errorRate", f->error_rate);
-    if (f->error_status != base->error_status) chaosi_put_number(o, "errorStatus", f->error_status);
-    if (f->error_mode != base->error_mode) {
-        chaosi_put_key(o, "errorMode");
-        chaosi_put_json(o, chaosi_str(chaosi_modes[f->error_mode - CHAOS_STATUS]));
-    }
-    if (f->error_after != base->error_after) {
-        chaosi_put_key(o, "errorWhen");
-        chaosi_puts(o, f->error_after ? "\"after\"" : "\"before\"");
-    }
-    if (!chaosi_same(chaosi_text_of(cfg, f->error_body), chaosi_text_of(cfg, base->error_body)))
-        chaosi_put_text(o, cfg, "errorBody", f->error_body);
-    if (f->retry_after != base->retry_after) chaosi_put_number(o, "retryAfter", f->retry_after);
-    if (f->bandwidth != base->bandwidth) chaosi_put_number(o, "bandwidth", f->bandwidth);
-}
-
-CHAOSI_FN void chaosi_put_rules(chaosi_out *o, const chaos_config *cfg) {
-    int i;
-    chaosi_put_key(o, "rules");
-    chaosi_puts(o, "[");
-    for (i = 0; i < cfg->rule_count; i++) {
-        chaosi_puts(o, i ? ",{" : "{");
-        chaosi_put_text(o, cfg, "name", cfg->rules[i].name);
-        chaosi_put_match(o, cfg, &cfg->rules[i].match);
-        chaosi_put_fault(o, cfg, &cfg->rules[i].fault, &cfg->fault);
-        chaosi_puts(o, "}");
-    }
-    chaosi_puts(o, "]");
-}
-
-CHAOSI_FN void chaosi_put_expiry(chaosi_out *o, long long expires_ms) {
+CHAOSI_FN void chaosi_put_value(chaosi_out *o, const chaos_config *cfg, const chaosi_key *k, const void *at) {
+    long long v = strchr("bnwe", k->kind) ? chaosi_get(k, at) : 0;
     char when[80];
-    chaosi_put_key(o, "expiresAt");
-    chaosi_put_json(o, chaosi_str(expires_ms < 0 ? "never" : chaosi_rfc3339(when, expires_ms, false)));
+    int i;
+    chaosi_put_key(o, k->name);
+    switch (k->kind) {
+    case 'b': chaosi_puts(o, v ? "true" : "false"); return;
+    case 'w': chaosi_put_json(o, chaosi_word(k->words, v - k->lo)); return;
+    case 'e': chaosi_put_json(o, chaosi_str(v < 0 ? "never" : chaosi_rfc3339(when, v, false))); return;
+    case 's': chaosi_put_json(o, chaosi_text_of(cfg, *(const chaos_text *)at)); return;
+    case 'l': chaosi_put_list(o, cfg, *(const chaos_list *)at, k->lo == 'H'); return;
+    case 'd': chaosi_put_latency(o, cfg, (const chaos_fault *)at); return;
+    case 'm': chaosi_put_keys(o, cfg, CHAOSI_MATCH, at); return;
+    case 'n': chaosi_put_int(o, v); return;
+    default:
+        for (i = 0; i < cfg->rule_count; i++) {
+            chaosi_puts(o, i ? "," : "[");
+            chaosi_put_keys(o, cfg, CHAOSI_RULE, &cfg->rules[i]);
+        }
+        chaosi_puts(o, "]");
+    }
+}
+
+CHAOSI_FN void chaosi_put_keys(chaosi_out *o, const chaos_config *cfg, int where, const void *in) {
+    const chaosi_key *k;
+    int bit;
+    chaosi_puts(o, "{");
+    for (bit = 1; bit <= where; bit *= 2)
+        for (k = chaosi_keys; k < CHAOSI_KEYS_END; k++) {
+            const char *base = bit == CHAOSI_FAULT ? (const char *)cfg + k->at : NULL;
+            size_t at = where & CHAOSI_RULE ? k->in_rule : k->at;
+            if (!(k->where & where & bit) || chaosi_is_default(cfg, k, (const char *)in + at, base)) continue;
+            chaosi_put_value(o, cfg, k, (const char *)in + at);
+        }
+    chaosi_puts(o, "}");
 }
 
 size_t chaos_config_format(const chaos_config *cfg, char *buf, size_t cap) {
-    chaos_fault base = chaosi_fault_default();
     chaosi_out o = chaosi_into(buf, cap);
-    chaosi_puts(&o, cfg->enabled ? "{\"enabled\":true" : "{\"enabled\":false");
-    if (cfg->name.len) chaosi_put_text(&o, cfg, "name", cfg->name);
-    if (cfg->owner.len) chaosi_put_text(&o, cfg, "owner", cfg->owner);
-    if (cfg->note.len) chaosi_put_text(&o, cfg, "note", cfg->note);
-    chaosi_put_fault(&o, cfg, &cfg->fault, &base);
-    chaosi_put_match(&o, cfg, &cfg->match);
-    if (!cfg->default_exclude) chaosi_put_list(&o, cfg, "exclude", cfg->exclude);
-    if (cfg->canary != 100) chaosi_put_number(&o, "canary", cfg->canary);
-    if (cfg->instances.count) chaosi_put_list(&o, cfg, "instances", cfg->instances);
-    if (cfg->expires_ms) chaosi_put_expiry(&o, cfg->expires_ms);
-    if (cfg->max_faults) chaosi_put_number(&o, "maxFaults", cfg->max_faults);
-    if (cfg->max_concurrent) chaosi_put_number(&o, "maxConcurrent", cfg->max_concurrent);
-    if (cfg->has_seed) chaosi_put_number(&o, "seed", (long long)cfg->seed);
-    if (cfg->dry_run) chaosi_puts(&o, ",\"dryRun\":true");
-    if (cfg->rule_count) chaosi_put_rules(&o, cfg);
-    chaosi_puts(&o, "}");
+    chaosi_put_keys(&o, cfg, CHAOSI_TOP, cfg);
     return o.len;
 }
 
