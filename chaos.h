@@ -392,6 +392,10 @@ CHAOS_POINT(void, chaos_off, (chaos * c), (void)c)
 CHAOS_POINT(void, chaos_stats, (chaos * c, chaos_report *out), (void)c; unsigned char *p = (unsigned char *)out; size_t i;
             for (i = 0; i < sizeof *out; i++) p[i] = 0)
 
+/* Writes state and counters as Prometheus text (version 0.0.4, UTF-8), about 5 KB. Returns the length without the NUL; when it
+   is >= cap the text was cut. Any thread. */
+CHAOS_POINT(size_t, chaos_metrics, (chaos * c, char *buf, size_t cap), (void)c; if (cap) buf[0] = 0; return 0)
+
 /* Copies the config in use; false = none. Any thread. */
 CHAOS_POINT(bool, chaos_get_config, (chaos * c, chaos_config *out), (void)c; (void)out; return false)
 
@@ -3319,6 +3323,83 @@ CHAOSI_FN void chaosi_log_summary(chaos *c) {
     chaosi_emit(c, &o);
 }
 
+/* -- Prometheus text -- */
+CHAOSI_FN void chaosi_put_label(chaosi_out *o, const char *name, const char *value) {
+    size_t len = strlen(value), i, n;
+    chaosi_puts(o, o->last == '"' ? "," : "{");
+    chaosi_puts(o, name);
+    chaosi_puts(o, "=\"");
+    for (i = 0; i < len; i += n ? n : 1) {
+        n = chaosi_utf8(value + i, len - i);
+        if (value[i] == '"' || value[i] == '\\') chaosi_puts(o, "\\");
+        if (value[i] == '\n') chaosi_puts(o, "\\n");
+        else chaosi_put(o, n ? value + i : "?", n ? n : 1);
+    }
+    chaosi_puts(o, "\"");
+}
+
+/* A family: a name in _total is a counter's, others are gauges; digits behind the point (3 = ms, told in s); the 64-bit
+   values, of which a negative one is not known and gets no sample, with a label each (label NULL = there is but one). */
+CHAOSI_FN void chaosi_put_family(chaosi_out *o, const char *name, int digits, const void *values, const char *help, const char *label,
+                                 const char *const *labels, size_t count) {
+    long long value, unit = digits == 6 ? 1000000 : digits ? 1000 : 1;
+    char text[256];
+    size_t i;
+    snprintf(text, sizeof text, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, strstr(name, "_total") ? "counter" : "gauge");
+    chaosi_puts(o, text);
+    for (i = 0; i < count; i++) {
+        memcpy(&value, (const char *)values + i * sizeof value, sizeof value);
+        if (value < 0) continue;
+        chaosi_puts(o, name);
+        if (label) chaosi_put_label(o, label, labels[i]);
+        snprintf(text, sizeof text, "%s%lld.%0*lld\n", label ? "} " : " ", value / unit, digits, value % unit);
+        chaosi_puts(o, text);
+    }
+}
+
+#define CHAOSI_ONE(name, digits, field, help) chaosi_put_family(&o, "chaos_" name, digits, &r.field, help, NULL, NULL, 1)
+CHAOSI_FN size_t chaosi_metrics(const chaos_report *report, const char *service, const char *instance, char *buf, size_t cap) {
+    static const char *const outcomes[] = {"other", "1xx", "2xx", "3xx", "4xx", "5xx"};
+    static const char *const spared[] = {"exclude", "budget", "unsupported"};
+    unsigned long long states[CHAOS_STATE_COUNT] = {0};
+    chaos_report r = *report;
+    chaosi_out o = chaosi_into(buf, cap);
+    states[r.state] = 1;
+    if (!r.end_ms) r.end_ms = -1;
+    chaosi_puts(&o, "# HELP chaos_info Who this is\n# TYPE chaos_info gauge\nchaos_info");
+    chaosi_put_label(&o, "version", CHAOS_VERSION);
+    chaosi_put_label(&o, "service", service);
+    chaosi_put_label(&o, "instance", instance);
+    chaosi_puts(&o, "} 1\n");
+    chaosi_put_family(&o, "chaos_state", 0, states, "1 for the state it is in", "state", chaosi_state_texts, CHAOS_STATE_COUNT);
+    CHAOSI_ONE("config_version", 0, version, "Of the config in use, 0 = none yet");
+    CHAOSI_ONE("config_age_seconds", 3, age_ms, "Since the last good fetch; no sample = none, or read at start only");
+    CHAOSI_ONE("end_timestamp_seconds", 3, end_ms, "When chaos ends, Unix time; no sample = no end");
+    CHAOSI_ONE("config_fetches_total", 0, fetches, "Fetches of the config");
+    CHAOSI_ONE("config_fetch_errors_total", 0, fetch_errors, "Fetches that failed");
+    CHAOSI_ONE("config_errors_total", 0, config_errors, "Configs that were invalid");
+    CHAOSI_ONE("config_changes_total", 0, config_changes, "Valid configs taken in");
+    CHAOSI_ONE("requests_total", 0, requests, "Decided while on or in a dry run; off, nothing is counted");
+    chaosi_put_family(&o, "chaos_injected_total", 0, &r.injected[1], "Faults", "kind", chaosi_kind_texts + 1, CHAOS_KIND_COUNT - 1);
+    CHAOSI_ONE("would_inject_total", 0, would_inject, "Faults of dry runs");
+    chaosi_put_family(&o, "chaos_spared_total", 0, &r.excluded, "Faults rolled but left out", "reason", spared, 3);
+    CHAOSI_ONE("skipped_total", 0, skipped, "Of the injected, truncate or corrupt that found no body to damage");
+    CHAOSI_ONE("delay_seconds_total", 3, delay_ms, "Spent in injected delays, as waited");
+    CHAOSI_ONE("waiting", 0, waiting, "Requests in an injected delay now");
+    chaosi_put_family(&o, "chaos_outcomes_total", 0, r.outcomes, "Real outcomes", "status", outcomes, 6);
+    CHAOSI_ONE("outcome_seconds_total", 6, outcome_us, "Summed durations of the real outcomes");
+    CHAOSI_ONE("log_lines_total", 0, log_lines, "Written");
+    CHAOSI_ONE("log_dropped_total", 0, log_dropped, "Lost: the pipe was full or dead");
+    CHAOSI_ONE("log_suppressed", 0, log_suppressed, "Faults without a log line of their own");
+    CHAOSI_ONE("connections_total", 0, connections, "Proxy: accepted");
+    CHAOSI_ONE("connections_open", 0, connections_now, "Proxy: open now");
+    CHAOSI_ONE("proxied_total", 0, proxied, "Proxy: replies relayed from the upstream");
+    CHAOSI_ONE("rejected_total", 0, rejected, "Proxy: own 4xx");
+    CHAOSI_ONE("upstream_errors_total", 0, upstream_errors, "Proxy: own 502, 504 and cut replies");
+    CHAOSI_ONE("capped_seconds_total", 3, capped_ms, "Proxy: time in which the connection limit set the pace, not the fault");
+    return o.len;
+}
+
 /* Who and why, from the config in use. */
 CHAOSI_FN void chaosi_put_experiment(chaosi_out *o, chaos *c) {
     chaosi_slot *slot = chaosi_enter(c);
@@ -4743,6 +4824,12 @@ void chaos_stats(chaos *c, chaos_report *out) {
     out->age_ms = -1;
     if (c) chaosi_report(c, out);
     else chaosi_copy(out->reason, sizeof out->reason, "no handle");
+}
+
+size_t chaos_metrics(chaos *c, char *buf, size_t cap) {
+    chaos_report r;
+    chaos_stats(c, &r);
+    return chaosi_metrics(&r, c ? c->service : "", c ? c->instance : "", buf, cap);
 }
 
 bool chaos_get_config(chaos *c, chaos_config *out) {
