@@ -392,6 +392,10 @@ CHAOS_POINT(void, chaos_off, (chaos * c), (void)c)
 CHAOS_POINT(void, chaos_stats, (chaos * c, chaos_report *out), (void)c; unsigned char *p = (unsigned char *)out; size_t i;
             for (i = 0; i < sizeof *out; i++) p[i] = 0)
 
+/* Writes state and counters as Prometheus text (version 0.0.4, UTF-8), about 5 KB. Returns the length without the NUL; when it
+   is >= cap the text was cut. Any thread. */
+CHAOS_POINT(size_t, chaos_metrics, (chaos * c, char *buf, size_t cap), (void)c; if (cap) buf[0] = 0; return 0)
+
 /* Copies the config in use; false = none. Any thread. */
 CHAOS_POINT(bool, chaos_get_config, (chaos * c, chaos_config *out), (void)c; (void)out; return false)
 
@@ -1705,15 +1709,14 @@ CHAOSI_FN bool chaosi_takes_part(const chaos_config *cfg, chaosi_span instance) 
 #ifndef CHAOS_COMPILE_OUT
 /* ==== >>source ================================================================================================ */
 /* Where the bytes come from. A source fills a buffer and says: here, not found, or unreachable. */
-typedef enum chaosi_scheme { CHAOSI_NONE, CHAOSI_INLINE, CHAOSI_ENV, CHAOSI_FILE, CHAOSI_CALLBACK } chaosi_scheme;
+typedef enum chaosi_scheme { CHAOSI_NONE, CHAOSI_INLINE, CHAOSI_ENV, CHAOSI_FILE, CHAOSI_CALLBACK, CHAOSI_NOT_YET } chaosi_scheme;
 
 typedef struct chaosi_source {
     chaosi_scheme scheme;
-    bool fetched;   /* read again at every TTL, and leased: file, callback */
-    char name[256]; /* as shown: "file:chaos.json", "inline", ... */
-    char path[4096];
-    chaos_result (*fetch)(void *user, char *buf, size_t cap, chaos_fetched *out, chaos_error *err);
-    void *user;
+    bool fetched;     /* read again at every TTL, and leased: file, callback */
+    char name[256];   /* as shown: "file:chaos.json", "inline", ... */
+    char path[4096];  /* or the variable's name */
+    const char *text; /* inline: the caller's, read in chaos_open only */
 } chaosi_source;
 
 CHAOSI_FN const char *chaosi_env(const char *name) {
@@ -1729,87 +1732,66 @@ CHAOSI_FN bool chaosi_same_file(const struct stat *a, const struct stat *b) {
     return a->st_size == b->st_size && a->st_mtime == b->st_mtime && a->st_ino == b->st_ino;
 }
 
-/* One read; CHAOS_ERR_SYSTEM with no error filled in = it changed meanwhile. */
-CHAOSI_FN chaos_result chaosi_read_once(const char *path, char *buf, size_t cap, size_t *len, chaos_error *err) {
-    struct stat before, after;
-    FILE *f;
-    if (stat(path, &before) != 0) {
-        if (errno == ENOENT || errno == ENOTDIR) return chaosi_fail(err, CHAOS_ERR_NOT_FOUND, "no file %s", path);
-        return chaosi_fail(err, CHAOS_ERR_UNREACHABLE, "stat %s: %s", path, strerror(errno));
-    }
-    if ((before.st_mode & S_IFMT) != S_IFREG) return chaosi_fail(err, CHAOS_ERR_UNREACHABLE, "%s is not a regular file", path);
-    f = fopen(path, "rb");
-    if (!f) return chaosi_fail(err, CHAOS_ERR_UNREACHABLE, "open %s: %s", path, strerror(errno));
-    *len = fread(buf, 1, cap, f);
-    if (ferror(f)) {
-        fclose(f);
-        return chaosi_fail(err, CHAOS_ERR_UNREACHABLE, "read %s: %s", path, strerror(errno));
-    }
-    fclose(f);
-    if (stat(path, &after) != 0 || !chaosi_same_file(&before, &after)) return CHAOS_ERR_SYSTEM;
-    return CHAOS_OK;
-}
-
+/* A file that changes meanwhile is read again, up to five times. */
 CHAOSI_FN chaos_result chaosi_read_file(const char *path, char *buf, size_t cap, size_t *len, chaos_error *err) {
     int tries;
     for (tries = 0; tries < 5; tries++) {
-        chaos_result r = chaosi_read_once(path, buf, cap, len, err);
-        if (r != CHAOS_ERR_SYSTEM) return r;
+        const char *failed = NULL;
+        struct stat before, after;
+        FILE *f = NULL;
+        if (stat(path, &before) != 0) failed = "stat";
+        else if ((before.st_mode & S_IFMT) != S_IFREG) return chaosi_fail(err, CHAOS_ERR_UNREACHABLE, "%s is not a regular file", path);
+        else if (!(f = fopen(path, "rb"))) failed = "open";
+        else if (*len = fread(buf, 1, cap, f), ferror(f)) failed = "read";
+        if (failed && (errno == ENOENT || errno == ENOTDIR)) chaosi_fail(err, CHAOS_ERR_NOT_FOUND, "no file %s", path);
+        else if (failed) chaosi_fail(err, CHAOS_ERR_UNREACHABLE, "%s %s: %s", failed, path, strerror(errno));
+        if (f) fclose(f);
+        if (failed) return err->code;
+        if (stat(path, &after) == 0 && chaosi_same_file(&before, &after)) return CHAOS_OK;
     }
     return chaosi_fail(err, CHAOS_ERR_UNREACHABLE, "%s changes while it is read", path);
 }
 
-CHAOSI_FN chaos_result chaosi_put_bytes(const char *text, char *buf, size_t cap, size_t *len) {
-    *len = strlen(text) < cap ? strlen(text) : cap;
-    memcpy(buf, text, *len);
+/* cap is one more than a config may have, so that "too large" is seen by the parser. */
+CHAOSI_FN chaos_result chaosi_fetch(const chaosi_source *s, const chaos_desc *d, char *buf, size_t cap, chaos_fetched *out,
+                                    chaos_error *err) {
+    const char *text = s->scheme == CHAOSI_ENV ? chaosi_env(s->path) : s->text;
+    memset(out, 0, sizeof *out);
+    chaosi_no_error(err);
+    if (s->scheme == CHAOSI_CALLBACK) return d->fetch(d->fetch_user, buf, cap, out, err);
+    if (s->scheme == CHAOSI_FILE) return chaosi_read_file(s->path, buf, cap, &out->len, err);
+    if (!text) return chaosi_fail(err, CHAOS_ERR_NOT_FOUND, "%s is not in the environment", s->path);
+    out->len = strlen(text) < cap ? strlen(text) : cap;
+    memcpy(buf, text, out->len);
     return CHAOS_OK;
 }
 
-/* cap is one more than a config may have, so that "too large" is seen by the parser. */
-CHAOSI_FN chaos_result chaosi_fetch(const chaosi_source *s, char *buf, size_t cap, chaos_fetched *out, chaos_error *err) {
-    memset(out, 0, sizeof *out);
-    chaosi_no_error(err);
-    switch (s->scheme) {
-    case CHAOSI_FILE: return chaosi_read_file(s->path, buf, cap, &out->len, err);
-    case CHAOSI_CALLBACK: return s->fetch(s->user, buf, cap, out, err);
-    case CHAOSI_ENV:
-        if (!chaosi_env(s->path)) return chaosi_fail(err, CHAOS_ERR_NOT_FOUND, "%s is not in the environment", s->path);
-        return chaosi_put_bytes(chaosi_env(s->path), buf, cap, &out->len);
-    default: return chaosi_fail(err, CHAOS_ERR_NOT_FOUND, "no config source");
-    }
-}
-
-/* Reads the source's form; an inline text stays with the caller. */
+/* Reads the source's form; text NULL = none. */
 CHAOSI_FN chaos_result chaosi_source_of(chaosi_source *s, const chaos_desc *desc, const char *text, chaos_error *err) {
-    const char *rest = text;
+    static const struct {
+        const char *start;
+        chaosi_scheme scheme;
+    } forms[] = {{"{", CHAOSI_INLINE},   {"[", CHAOSI_INLINE},     {"env:", CHAOSI_ENV},
+                 {"file:", CHAOSI_FILE}, {"ssm:", CHAOSI_NOT_YET}, {"appconfig:", CHAOSI_NOT_YET}};
+    size_t i;
     memset(s, 0, sizeof *s);
-    chaosi_copy(s->name, sizeof s->name, text ? text : "none");
-    if (desc->fetch) {
-        s->scheme = CHAOSI_CALLBACK;
-        s->fetch = desc->fetch;
-        s->user = desc->fetch_user;
-        s->fetched = true;
-        chaosi_copy(s->name, sizeof s->name, "callback");
-        return CHAOS_OK;
-    }
-    if (!text) return CHAOS_OK;
-    while (*rest == ' ' || *rest == '\t' || *rest == '\r' || *rest == '\n') rest++;
-    if (*rest == '{' || *rest == '[') {
-        s->scheme = CHAOSI_INLINE;
-        chaosi_copy(s->name, sizeof s->name, "inline");
-        return CHAOS_OK;
-    }
-    if (strncmp(rest, "ssm:", 4) == 0 || strncmp(rest, "appconfig:", 10) == 0)
-        return chaosi_fail(err, CHAOS_ERR_UNSUPPORTED, "config source \"%.80s\": ssm: and appconfig: are not in this version", rest);
-    s->scheme = strncmp(rest, "file:", 5) == 0 ? CHAOSI_FILE : strncmp(rest, "env:", 4) == 0 ? CHAOSI_ENV : CHAOSI_NONE;
-    if (s->scheme == CHAOSI_NONE)
-        return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "config source \"%.60s\" is none of file:PATH, env:NAME or JSON text", rest);
-    s->fetched = s->scheme == CHAOSI_FILE;
-    rest = strchr(rest, ':') + 1;
-    if (!*rest) return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "config source \"%.60s\" names nothing", text);
-    if (strlen(rest) >= sizeof s->path)
+    s->scheme = desc->fetch ? CHAOSI_CALLBACK : CHAOSI_NONE;
+    if (text) text += strspn(text, " \t\r\n");
+    s->text = text;
+    for (i = 0; text && !s->scheme && i < sizeof forms / sizeof forms[0]; i++)
+        if (strncmp(text, forms[i].start, strlen(forms[i].start)) == 0) s->scheme = forms[i].scheme;
+    if (text && !s->scheme)
+        return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "config source \"%.60s\" is none of file:PATH, env:NAME or JSON text", text);
+    if (s->scheme == CHAOSI_NOT_YET)
+        return chaosi_fail(err, CHAOS_ERR_UNSUPPORTED, "config source \"%.80s\": ssm: and appconfig: are not in this version", text);
+    s->fetched = s->scheme == CHAOSI_FILE || s->scheme == CHAOSI_CALLBACK;
+    chaosi_copy(s->name, sizeof s->name, desc->fetch ? "callback" : !text ? "none" : s->scheme == CHAOSI_INLINE ? "inline" : text);
+    if (s->scheme != CHAOSI_FILE && s->scheme != CHAOSI_ENV) return CHAOS_OK;
+    text = strchr(text, ':') + 1;
+    if (!*text) return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "config source \"%s\" names nothing", s->name);
+    if (strlen(text) >= sizeof s->path)
         return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "config source: the path is over %u bytes", (unsigned)sizeof s->path - 1);
-    chaosi_copy(s->path, sizeof s->path, rest);
+    chaosi_copy(s->path, sizeof s->path, text);
     return CHAOS_OK;
 }
 
@@ -1820,7 +1802,7 @@ CHAOSI_FN chaos_result chaosi_source_of(chaosi_source *s, const chaos_desc *desc
    of rates and delays. Anything with lists or rules lives in one of CHAOSI_SLOTS slots; a reader counts itself in before it
    looks, a writer reuses a slot only when it is not current and nobody is inside. Nothing is freed before chaos_close.
 
-   Writers: `fetch_lock` (one fetch at a time, may be held long) then `lock` (short; state, reason, times). */
+   Writers: `fetch_lock` (one fetch at a time, may be held long) then `lock` (short; state and times). */
 #define CHAOSI_SLOTS          4
 #define CHAOSI_LEASE_MS       3600000ull
 #define CHAOSI_BACKOFF_MAX_MS 30000ull
@@ -1828,7 +1810,7 @@ CHAOSI_FN chaos_result chaosi_source_of(chaosi_source *s, const chaos_desc *desc
 #define CHAOSI_BEAT_MS        60000ull /* while on: the heartbeat */
 
 typedef struct chaosi_hot {
-    chaosi_u64 until_mono, until_wall; /* ns: the end or the age limit, whichever comes first */
+    chaosi_u64 until_mono, until_wall; /* ns: the end or the age limit, whichever comes first; set when published */
     chaosi_u64 base;                   /* of the top-level rolls */
     chaos_fault fault;
     chaosi_u32 version, serial; /* serial: counts configs, for the budgets */
@@ -1843,19 +1825,12 @@ typedef char chaosi_hot_is_whole_words[sizeof(chaosi_hot) % sizeof(chaosi_u64) =
 
 typedef struct chaosi_slot {
     chaosi_u32 readers;
-    chaosi_u32 version, serial;
+    chaosi_hot hot;
     chaos_config cfg;
 } chaosi_slot;
 
 typedef enum chaosi_loaded { CHAOSI_LOADED_NOTHING, CHAOSI_LOADED_GOOD, CHAOSI_LOADED_NOT_FOUND, CHAOSI_LOADED_INVALID } chaosi_loaded;
-typedef enum chaosi_news {
-    CHAOSI_NEWS_OPEN,
-    CHAOSI_NEWS_STATE,
-    CHAOSI_NEWS_CONFIG,
-    CHAOSI_NEWS_FETCH_FAILED,
-    CHAOSI_NEWS_BEAT,
-    CHAOSI_NEWS_TICK
-} chaosi_news;
+typedef enum chaosi_news { CHAOSI_OPENED, CHAOSI_NEW_STATE, CHAOSI_NEW_CONFIG, CHAOSI_FETCH_FAILED, CHAOSI_BEAT, CHAOSI_TICK } chaosi_news;
 
 /* Counters, the words of chaos_report from `requests` on. Each thread adds to one of a few stripes, so that two threads do
    not fight over a cache line; a reader sums the stripes. */
@@ -1874,8 +1849,8 @@ typedef struct chaosi_stripe {
 #define CHAOSI_POKE(c) (&(c)->pipes[4])
 
 struct chaos {
-    chaosi_u32 armed; /* 1 = on or dry run: all that the off path looks at */
-    chaosi_u32 killed;
+    chaosi_u32 armed;    /* 1 = on or dry run: all that the off path looks at */
+    chaosi_u32 killed;   /* 1 = chaos_off, 2 = CHAOS_DISABLE */
     chaosi_u32 sequence; /* odd while hot is written */
     chaosi_u32 modes;    /* bit k: this mode of use can do chaos_kind k */
     chaosi_u64 hot[CHAOSI_HOT_WORDS];
@@ -1883,8 +1858,7 @@ struct chaos {
     char gap[64]; /* what every request reads stands apart from what it writes */
     chaosi_stripe stripes[CHAOSI_STRIPES];
     chaosi_u64 stripe_order, log_faults, log_summed, log_second;
-    chaosi_u32 log_in_second;
-    chaosi_u32 waiting, connections_now, unsupported_told;
+    chaosi_u32 log_in_second, waiting, connections_now, unsupported_told, closing;
     chaosi_u64 budget;   /* serial << 32 | faults done, for maxFaults */
     chaosi_u32 *tickets; /* CHAOS_MAX_CONCURRENT places; odd = taken */
 
@@ -1894,29 +1868,21 @@ struct chaos {
     char instance[128], service[128];
     chaosi_u64 seed;
     chaosi_loaded loaded;
-    chaos_state state;                     /* as last told */
-    char reason[200];                      /* of the state; for `invalid` and `off` the source's words */
-    char problem[200];                     /* what the last fetch or parse said */
-    chaosi_u32 current;                    /* slot */
-    chaosi_u64 version, content, modified; /* of the current bytes */
-    chaosi_u64 changes, fetches, fetch_errors, config_errors;
+    chaos_report told;            /* the state as last told, the problem, the version, the counts of fetches and configs */
+    chaosi_u32 current;           /* slot */
+    chaosi_u64 content, modified; /* of the current bytes */
     chaosi_u64 end_mono, end_wall, fresh_mono, fresh_wall, until, next_fetch, next_beat; /* ns; CHAOSI_NEVER = none */
-    bool end_is_lease;
+    bool end_is_lease, has_refresher;
     unsigned failing; /* fetches failed in a row */
     void (*tell)(chaos *c, chaosi_news what);
     chaosi_slot *slots;
     char *bytes; /* CHAOS_CONFIG_INPUT_MAX + 1 */
     int log_fd;
-    bool log_fd_own;
-#ifdef CHAOSI_POSIX
-    int pipes[6]; /* three pairs: not on; chaos_proxy_stop; for the refresher */
-    pid_t pid;    /* a fork's child must not touch the pipes it shares */
-#endif
+    int pipes[6]; /* three pairs: not on; chaos_proxy_stop; for the refresher; -1 = none */
+    long pid;     /* a fork's child must not touch the pipes it shares */
 #ifdef CHAOSI_THREADS
     pthread_mutex_t fetch_lock, lock;
     pthread_t refresher;
-    bool has_refresher;
-    chaosi_u32 closing;
 #endif
 };
 
@@ -1937,6 +1903,9 @@ CHAOSI_FN chaosi_u64 chaosi_now(const chaos *c, bool wall) {
 CHAOSI_FN chaosi_u64 chaosi_now_coarse(const chaos *c, bool wall) {
     return CHAOSI_UNLIKELY(c->desc.clock != NULL) ? c->desc.clock(c->desc.clock_user, wall) : chaosi_clock_coarse(wall);
 }
+
+/* How late the coarse clock may be: chaos ends that much early rather than late. */
+CHAOSI_FN chaosi_u64 chaosi_coarse(const chaos *c) { return c->desc.clock ? 0 : 10 * CHAOSI_MS; }
 
 /* The stripe of this thread. */
 CHAOSI_HOT chaosi_stripe *chaosi_stripe_of(chaos *c) {
@@ -1963,16 +1932,10 @@ CHAOSI_HOT chaosi_u64 chaosi_next_number(chaos *c) {
     return ((order - 1) << 48) + CHAOSI_ADD(&s->words[CHAOSI_WORD(requests)], 1u);
 }
 
-CHAOSI_FN chaosi_u64 chaosi_sum(const chaos *c, size_t word) {
-    chaosi_u64 sum = 0;
-    int i;
-    for (i = 0; i < CHAOSI_STRIPES; i++) sum += CHAOSI_LOAD(&c->stripes[i].words[word]);
-    return sum;
-}
-
-/* a + b without wrapping past CHAOSI_NEVER. */
+/* Sums of times stop at CHAOSI_NEVER, differences at 0. */
 CHAOSI_FN chaosi_u64 chaosi_later(chaosi_u64 a, chaosi_u64 b) { return a > CHAOSI_NEVER - b ? CHAOSI_NEVER : a + b; }
 CHAOSI_FN chaosi_u64 chaosi_min(chaosi_u64 a, chaosi_u64 b) { return a < b ? a : b; }
+CHAOSI_FN chaosi_u64 chaosi_less(chaosi_u64 a, chaosi_u64 b) { return a > b ? a - b : 0; }
 
 CHAOSI_HOT void chaosi_read_hot(chaos *c, chaosi_hot *out) {
     chaosi_u32 before, after;
@@ -1988,37 +1951,183 @@ CHAOSI_HOT void chaosi_read_hot(chaos *c, chaosi_hot *out) {
     } while (CHAOSI_UNLIKELY(before != after || (before & 1u)));
 }
 
-/* Under lock. The word stores are releases, so that no reader sees one of them without the odd sequence. */
-CHAOSI_FN void chaosi_write_hot(chaos *c, const chaosi_hot *hot) {
-    chaosi_u64 words[CHAOSI_HOT_WORDS];
+/* Counts the caller into the slot that is current; it must leave. */
+CHAOSI_FN chaosi_slot *chaosi_enter(chaos *c) {
+    for (;;) {
+        chaosi_u32 current = CHAOSI_SEQ(&c->current);
+        CHAOSI_ENTER(&c->slots[current].readers, 1u);
+        if (CHAOSI_SEQ(&c->current) == current) return &c->slots[current];
+        CHAOSI_ENTER(&c->slots[current].readers, ~0u);
+    }
+}
+
+CHAOSI_FN void chaosi_leave(chaosi_slot *slot) { CHAOSI_ENTER(&slot->readers, ~0u); }
+
+/* -- the pipes, and waiting on them -- */
+#ifdef CHAOSI_POSIX
+CHAOSI_FN void chaosi_nap(chaosi_u64 ns) {
+    struct timespec t;
+    t.tv_sec = (time_t)(ns / 1000000000u);
+    t.tv_nsec = (long)(ns % 1000000000u);
+    if (ns) nanosleep(&t, NULL);
+}
+
+/* False in a fork's child. */
+CHAOSI_FN bool chaosi_own(const chaos *c) { return (long)getpid() == c->pid; }
+
+/* One byte; a full pipe is readable already. Async-signal-safe, keeps errno. */
+CHAOSI_FN void chaosi_ring(chaos *c, int fd) {
+    int saved = errno;
+    ssize_t n = chaosi_own(c) ? write(fd, "", 1) : 0;
+    (void)n;
+    errno = saved;
+}
+
+CHAOSI_FN void chaosi_drain(chaos *c, int fd) {
+    char bytes[64];
+    while (chaosi_own(c) && read(fd, bytes, sizeof bytes) > 0) {}
+}
+
+/* As poll does, for one or two descriptors (-1 = none) to read. */
+CHAOSI_FN int chaosi_ready_within(int fd, int fd2, int ms) {
+    struct pollfd p[2] = {{fd, POLLIN, 0}, {fd2, POLLIN, 0}};
+    return poll(p, 2, ms);
+}
+
+CHAOSI_FN bool chaosi_readable(int fd) { return chaosi_ready_within(fd, -1, 0) > 0; }
+
+/* Sleeps until the deadline (monotonic ns) or until fd or fd2 (-1 = none) is readable: whole milliseconds in poll, the
+   rest in nanosleep, because ppoll is not in POSIX.1-2008. */
+CHAOSI_FN void chaosi_sleep_until(chaosi_u64 deadline, int fd, int fd2) {
+    chaosi_u64 left = chaosi_less(deadline, chaosi_clock(false)), ms = left / CHAOSI_MS;
+    if (!left || chaosi_ready_within(fd, fd2, (int)chaosi_min(ms, 60000)) != 0 || ms >= 60000) return;
+    chaosi_nap(chaosi_min(chaosi_less(deadline, chaosi_clock(false)), CHAOSI_MS));
+}
+
+CHAOSI_FN bool chaosi_open_pipes(chaos *c) {
+    int i;
+    c->pid = (long)getpid();
+    for (i = 0; i < 6; i++) {
+        if (i % 2 == 0 && pipe(&c->pipes[i]) != 0) return false;
+        fcntl(c->pipes[i], F_SETFD, FD_CLOEXEC);
+        fcntl(c->pipes[i], F_SETFL, O_NONBLOCK);
+    }
+    return true;
+}
+
+CHAOSI_FN void chaosi_close_pipes(chaos *c) {
+    int i;
+    for (i = 0; i < 6; i++)
+        if (c->pipes[i] >= 0) close(c->pipes[i]);
+    if (c->log_fd != 2) close(c->log_fd);
+}
+#else
+CHAOSI_FN void chaosi_nap(chaosi_u64 ns) { Sleep((DWORD)(ns / CHAOSI_MS)); }
+CHAOSI_FN bool chaosi_own(const chaos *c) { return c != NULL; }
+CHAOSI_FN void chaosi_ring(chaos *c, int fd) { (void)c, (void)fd; }
+CHAOSI_FN void chaosi_drain(chaos *c, int fd) { (void)c, (void)fd; }
+CHAOSI_FN bool chaosi_readable(int fd) { return (void)fd, false; }
+CHAOSI_FN bool chaosi_open_pipes(chaos *c) { return c != NULL; }
+CHAOSI_FN void chaosi_close_pipes(chaos *c) { (void)c; }
+CHAOSI_FN void chaosi_sleep_until(chaosi_u64 deadline, int fd, int fd2) {
+    (void)fd, (void)fd2;
+    chaosi_nap(chaosi_min(chaosi_less(deadline, chaosi_clock(false)), 20 * CHAOSI_MS));
+}
+#endif
+
+/* Not on: `armed`, then the pipe. Async-signal-safe. */
+CHAOSI_FN void chaosi_disarm(chaos *c) {
+    CHAOSI_ORDERED(&c->armed, 0u);
+    chaosi_ring(c, CHAOSI_WAKE(c)[1]);
+}
+
+/* The pipe and `armed` follow the state. Under lock. A chaos_off in between is seen by the second look. */
+CHAOSI_FN void chaosi_arm(chaos *c, bool on) {
+    if (on) chaosi_drain(c, CHAOSI_WAKE(c)[0]);
+    if (on) CHAOSI_ORDERED(&c->armed, 1u);
+    if (!on || CHAOSI_SEQ(&c->killed)) chaosi_disarm(c);
+}
+
+/* -- state -- */
+CHAOSI_FN chaosi_u64 chaosi_ttl_ms(const chaos *c, bool on) { return c->desc.ttl_ms ? (chaosi_u64)c->desc.ttl_ms : on ? 10000u : 30000u; }
+
+/* How long after a good fetch the config may still be used: its TTL while on, and max_stale beyond. */
+CHAOSI_FN chaosi_u64 chaosi_age_limit(const chaos *c) {
+    chaosi_u64 stale = c->desc.max_stale_ms > 0 ? (chaosi_u64)c->desc.max_stale_ms : c->desc.max_stale_ms ? 0u : 60000u;
+    return c->source.fetched ? (chaosi_ttl_ms(c, true) + stale) * CHAOSI_MS : CHAOSI_NEVER;
+}
+
+/* The state at this moment, with its reason: the first row that is so. Under lock; `killed` may come at any time. */
+CHAOSI_FN chaos_state chaosi_state_now(chaos *c, char *reason, size_t cap) {
+    const chaos_config *cfg = &c->slots[c->current].cfg;
+    chaosi_u64 mono = chaosi_now(c, false), wall = chaosi_now(c, true), limit = chaosi_age_limit(c);
+    chaosi_u32 killed = CHAOSI_SEQ(&c->killed);
+    const struct {
+        bool so;
+        chaos_state state;
+        const char *why;
+    } rows[] = {
+        {killed == 2, CHAOS_STATE_KILLED, "CHAOS_DISABLE=1 in the environment"},
+        {killed != 0, CHAOS_STATE_KILLED, "chaos_off was called"},
+        {!c->source.scheme, CHAOS_STATE_OFF, "no config source"},
+        {c->loaded == CHAOSI_LOADED_NOTHING, CHAOS_STATE_OFF, c->told.problem[0] ? c->told.problem : "no config yet"},
+        {c->loaded == CHAOSI_LOADED_NOT_FOUND, CHAOS_STATE_OFF, c->told.problem},
+        {c->loaded == CHAOSI_LOADED_INVALID, CHAOS_STATE_INVALID, c->told.problem},
+        {!cfg->enabled, CHAOS_STATE_OFF, "\"enabled\" is false"},
+        {mono >= c->end_mono || wall >= c->end_wall, CHAOS_STATE_EXPIRED,
+         c->end_is_lease ? "the lease of 60 minutes is over" : "\"expiresAt\" has passed"},
+        {mono >= chaosi_later(c->fresh_mono, limit) || wall >= chaosi_later(c->fresh_wall, limit), CHAOS_STATE_STALE,
+         "no successful fetch for too long"},
+        {!chaosi_takes_part(cfg, chaosi_str(c->instance)), CHAOS_STATE_NOT_CANARY, "this instance does not take part (canary, instances)"},
+        {cfg->dry_run, CHAOS_STATE_DRY_RUN, "\"dryRun\" is true"},
+        {true, CHAOS_STATE_ON, "\"enabled\" is true"},
+    };
+    int i = 0;
+    while (!rows[i].so) i++;
+    chaosi_copy(reason, cap, rows[i].why);
+    return rows[i].state;
+}
+
+CHAOSI_FN bool chaosi_is_active(chaos_state s) { return s == CHAOS_STATE_ON || s == CHAOS_STATE_DRY_RUN; }
+
+/* Brings state, armed and pipe up to now. True = the state changed. Under lock. */
+CHAOSI_FN bool chaosi_settle(chaos *c) {
+    chaos_state state = chaosi_state_now(c, c->told.reason, sizeof c->told.reason);
+    bool changed = state != c->told.state;
+    if (chaosi_is_active(state) != (CHAOSI_LOAD(&c->armed) != 0) || changed) chaosi_arm(c, chaosi_is_active(state));
+    if (changed) c->next_beat = chaosi_now(c, false) + CHAOSI_BEAT_MS * CHAOSI_MS;
+    c->told.state = state;
+    return changed;
+}
+
+/* -- taking in what was fetched; all under fetch_lock and lock -- */
+/* Writes the hot block from the current config and times. The word stores are releases, so that no reader sees one of them
+   without the odd sequence. */
+CHAOSI_FN void chaosi_publish(chaos *c) {
+    chaosi_hot hot = c->slots[c->current].hot;
+    chaosi_u64 words[CHAOSI_HOT_WORDS], limit = chaosi_age_limit(c), coarse = chaosi_coarse(c);
     size_t i;
-    memcpy(words, hot, sizeof *hot);
+    c->until = chaosi_min(c->end_mono, chaosi_later(c->fresh_mono, limit));
+    hot.until_mono = chaosi_less(c->until, coarse);
+    hot.until_wall = chaosi_less(chaosi_min(c->end_wall, chaosi_later(c->fresh_wall, limit)), coarse);
+    memcpy(words, &hot, sizeof hot);
     CHAOSI_ORDERED(&c->sequence, c->sequence + 1u);
     for (i = 0; i < CHAOSI_HOT_WORDS; i++) CHAOSI_RELEASE(&c->hot[i], words[i]);
     CHAOSI_RELEASE(&c->sequence, c->sequence + 1u);
 }
 
-/* Counts the caller into the slot that is current; it must leave. */
-CHAOSI_FN const chaos_config *chaosi_enter(chaos *c, chaosi_u32 *slot) {
-    for (;;) {
-        *slot = CHAOSI_SEQ(&c->current);
-        CHAOSI_ENTER(&c->slots[*slot].readers, 1u);
-        if (CHAOSI_SEQ(&c->current) == *slot) return &c->slots[*slot].cfg;
-        CHAOSI_ENTER(&c->slots[*slot].readers, ~0u);
-    }
+CHAOSI_FN void chaosi_take_problem(chaos *c, const chaos_error *err) {
+    char *to = c->told.problem;
+    int n = err->line ? snprintf(to, 64, "line %u, column %u: ", err->line, err->column) : 0;
+    chaosi_copy(to + n, sizeof c->told.problem - (size_t)n, err->text[0] ? err->text : chaos_result_text(err->code));
 }
 
-CHAOSI_FN void chaosi_leave(chaos *c, chaosi_u32 slot) { CHAOSI_ENTER(&c->slots[slot].readers, ~0u); }
-
-CHAOSI_FN void chaosi_nap(chaosi_u64 ns) {
-#ifdef _WIN32
-    Sleep((DWORD)(ns / CHAOSI_MS));
-#else
-    struct timespec t;
-    t.tv_sec = (time_t)(ns / 1000000000u);
-    t.tv_nsec = (long)(ns % 1000000000u);
-    nanosleep(&t, NULL);
-#endif
+CHAOSI_FN void chaosi_set_end(chaos *c, const chaos_config *cfg, const chaos_fetched *got) {
+    chaosi_u64 now = c->fresh_wall, from = got->modified_ms > 0 ? chaosi_min((chaosi_u64)got->modified_ms * CHAOSI_MS, now) : now;
+    c->end_is_lease = cfg->expires_ms == 0 && c->source.fetched;
+    if (cfg->expires_ms > 0) c->end_wall = (chaosi_u64)cfg->expires_ms * CHAOSI_MS;
+    else c->end_wall = c->end_is_lease ? from + CHAOSI_LEASE_MS * CHAOSI_MS : CHAOSI_NEVER;
+    c->end_mono = c->end_wall == CHAOSI_NEVER ? CHAOSI_NEVER : chaosi_later(c->fresh_mono, chaosi_less(c->end_wall, now));
 }
 
 /* A slot that is not current and that nobody reads. Readers stay for microseconds, so this ends. */
@@ -2029,272 +2138,97 @@ CHAOSI_FN chaosi_u32 chaosi_free_slot(chaos *c) {
             if (i != c->current && CHAOSI_SEQ(&c->slots[i].readers) == 0) return i;
 }
 
-/* -- the pipes -- */
-#ifdef CHAOSI_POSIX
-/* One byte; a full pipe is readable already. Async-signal-safe, keeps errno. */
-CHAOSI_FN void chaosi_ring(chaos *c, int fd) {
-    int saved = errno;
-    ssize_t n = 0;
-    if (getpid() == c->pid) n = write(fd, "", 1);
-    (void)n;
-    errno = saved;
-}
-
-CHAOSI_FN void chaosi_drain(chaos *c, int fd) {
-    char bytes[64];
-    if (getpid() != c->pid) return;
-    while (read(fd, bytes, sizeof bytes) > 0) {}
-}
-
-CHAOSI_FN bool chaosi_readable(int fd) {
-    struct pollfd p;
-    p.fd = fd;
-    p.events = POLLIN;
-    p.revents = 0;
-    return poll(&p, 1, 0) > 0;
-}
-
-CHAOSI_FN bool chaosi_pipe(int *fds) {
-    int i;
-    if (pipe(fds) != 0) return false;
-    for (i = 0; i < 2; i++) {
-        fcntl(fds[i], F_SETFD, FD_CLOEXEC);
-        fcntl(fds[i], F_SETFL, O_NONBLOCK);
-    }
-    return true;
-}
-
-/* Sleeps until the deadline (monotonic ns) or until fd or fd2 (-1 = none) is readable: whole milliseconds in poll, the
-   rest in nanosleep, because ppoll is not in POSIX.1-2008. */
-CHAOSI_FN void chaosi_sleep_until(chaosi_u64 deadline, int fd, int fd2) {
-    struct pollfd p[2];
-    chaosi_u64 now = chaosi_clock(false), ms;
-    if (now >= deadline) return;
-    ms = (deadline - now) / CHAOSI_MS;
-    p[0].fd = fd;
-    p[1].fd = fd2;
-    p[0].events = p[1].events = POLLIN;
-    p[0].revents = p[1].revents = 0;
-    if (poll(p, 2, (int)chaosi_min(ms, 60000)) != 0 || ms >= 60000) return;
-    now = chaosi_clock(false);
-    if (now < deadline) chaosi_nap(chaosi_min(deadline - now, CHAOSI_MS));
-}
-#endif
-
-/* The pipe and `armed` follow the state. Under lock. A chaos_off in between is seen by the second look. */
-CHAOSI_FN void chaosi_arm(chaos *c, bool on) {
-#ifdef CHAOSI_POSIX
-    if (on) chaosi_drain(c, CHAOSI_WAKE(c)[0]);
-    else if (!chaosi_readable(CHAOSI_WAKE(c)[0])) chaosi_ring(c, CHAOSI_WAKE(c)[1]);
-#endif
-    CHAOSI_ORDERED(&c->armed, on ? 1u : 0u);
-    if (!on || !CHAOSI_SEQ(&c->killed)) return;
-    CHAOSI_ORDERED(&c->armed, 0u);
-#ifdef CHAOSI_POSIX
-    chaosi_ring(c, CHAOSI_WAKE(c)[1]);
-#endif
-}
-
-/* -- state -- */
-CHAOSI_FN chaosi_u64 chaosi_ttl(const chaos *c) {
-    chaosi_u64 ms = c->desc.ttl_ms ? (chaosi_u64)c->desc.ttl_ms : CHAOSI_LOAD(&c->armed) ? 10000u : 30000u;
-    return ms * CHAOSI_MS;
-}
-
-/* How long after a good fetch the config may still be used: its TTL while on, and max_stale beyond. */
-CHAOSI_FN chaosi_u64 chaosi_age_limit(const chaos *c) {
-    chaosi_u64 ttl = c->desc.ttl_ms ? (chaosi_u64)c->desc.ttl_ms : 10000u;
-    chaosi_u64 stale = c->desc.max_stale_ms > 0 ? (chaosi_u64)c->desc.max_stale_ms : c->desc.max_stale_ms ? 0u : 60000u;
-    return c->source.fetched ? (ttl + stale) * CHAOSI_MS : CHAOSI_NEVER;
-}
-
-/* The state at this moment, with its reason. Under lock; `killed` may come at any time. */
-CHAOSI_FN chaos_state chaosi_state_at(chaos *c, chaosi_u64 mono, chaosi_u64 wall, char *reason, size_t cap) {
-    const chaos_config *cfg = &c->slots[c->current].cfg;
-    chaosi_u64 limit = chaosi_age_limit(c);
-    const char *why;
-    chaos_state state = CHAOS_STATE_OFF;
-    if (CHAOSI_SEQ(&c->killed)) {
-        state = CHAOS_STATE_KILLED;
-        why = CHAOSI_SEQ(&c->killed) == 2 ? "CHAOS_DISABLE=1 in the environment" : "chaos_off was called";
-    } else if (c->loaded == CHAOSI_LOADED_NOTHING) {
-        why = c->problem[0] ? c->problem : "no config yet";
-    } else if (c->loaded == CHAOSI_LOADED_NOT_FOUND) {
-        why = c->problem;
-    } else if (c->loaded == CHAOSI_LOADED_INVALID) {
-        state = CHAOS_STATE_INVALID;
-        why = c->problem;
-    } else if (!cfg->enabled) {
-        why = "\"enabled\" is false";
-    } else if (mono >= c->end_mono || wall >= c->end_wall) {
-        state = CHAOS_STATE_EXPIRED;
-        why = c->end_is_lease ? "the lease of 60 minutes is over" : "\"expiresAt\" has passed";
-    } else if (mono >= chaosi_later(c->fresh_mono, limit) || wall >= chaosi_later(c->fresh_wall, limit)) {
-        state = CHAOS_STATE_STALE;
-        why = "no successful fetch for too long";
-    } else if (!chaosi_takes_part(cfg, chaosi_str(c->instance))) {
-        state = CHAOS_STATE_NOT_CANARY;
-        why = "this instance does not take part (canary, instances)";
-    } else {
-        state = cfg->dry_run ? CHAOS_STATE_DRY_RUN : CHAOS_STATE_ON;
-        why = cfg->dry_run ? "\"dryRun\" is true" : "\"enabled\" is true";
-    }
-    chaosi_copy(reason, cap, why);
-    return state;
-}
-
-CHAOSI_FN bool chaosi_is_active(chaos_state s) { return s == CHAOS_STATE_ON || s == CHAOS_STATE_DRY_RUN; }
-
-/* How late the coarse clock may be: chaos ends that much early rather than late. */
-CHAOSI_FN chaosi_u64 chaosi_coarse(const chaos *c) { return c->desc.clock ? 0 : 10 * CHAOSI_MS; }
-
-/* Writes the hot block from the current config and times. Under lock. */
-CHAOSI_FN void chaosi_publish(chaos *c) {
-    const chaos_config *cfg = &c->slots[c->current].cfg;
-    chaosi_u64 limit = chaosi_age_limit(c), coarse = chaosi_coarse(c);
-    chaosi_hot hot;
-    memset(&hot, 0, sizeof hot);
-    c->until = chaosi_min(c->end_mono, chaosi_later(c->fresh_mono, limit));
-    hot.until_mono = c->until - chaosi_min(c->until, coarse);
-    hot.until_wall = chaosi_min(c->end_wall, chaosi_later(c->fresh_wall, limit));
-    hot.until_wall -= chaosi_min(hot.until_wall, coarse);
-    hot.base = chaosi_mix(cfg->seed);
-    hot.fault = cfg->fault;
-    hot.version = c->slots[c->current].version;
-    hot.serial = c->slots[c->current].serial;
-    hot.max_faults = cfg->max_faults;
-    hot.max_concurrent = cfg->max_concurrent;
-    hot.dry_run = cfg->dry_run;
-    hot.simple =
-        !cfg->rule_count && cfg->default_exclude && !cfg->match.methods.count && !cfg->match.paths.count && !cfg->match.headers.count;
-    chaosi_write_hot(c, &hot);
-}
-
-/* Brings state, armed and pipe up to now. True = the state changed. Under lock. */
-CHAOSI_FN bool chaosi_settle(chaos *c) {
-    char reason[sizeof c->reason];
-    chaos_state state = chaosi_state_at(c, chaosi_now(c, false), chaosi_now(c, true), reason, sizeof reason);
-    bool changed = state != c->state;
-    if (chaosi_is_active(state) != (CHAOSI_LOAD(&c->armed) != 0) || changed) chaosi_arm(c, chaosi_is_active(state));
-    if (changed) c->next_beat = chaosi_now(c, false) + CHAOSI_BEAT_MS * CHAOSI_MS;
-    c->state = state;
-    memcpy(c->reason, reason, sizeof reason);
-    return changed;
-}
-
-/* -- taking in what was fetched; all under fetch_lock and lock -- */
-CHAOSI_FN void chaosi_set_end(chaos *c, const chaos_config *cfg, const chaos_fetched *got) {
-    chaosi_u64 mono = chaosi_now(c, false), wall = chaosi_now(c, true);
-    chaosi_u64 from = got->modified_ms > 0 ? chaosi_min((chaosi_u64)got->modified_ms * CHAOSI_MS, wall) : wall;
-    c->end_is_lease = cfg->expires_ms == 0 && c->source.fetched;
-    if (cfg->expires_ms > 0) c->end_wall = (chaosi_u64)cfg->expires_ms * CHAOSI_MS;
-    else c->end_wall = c->end_is_lease ? from + CHAOSI_LEASE_MS * CHAOSI_MS : CHAOSI_NEVER;
-    c->end_mono = c->end_wall == CHAOSI_NEVER ? CHAOSI_NEVER : c->end_wall > wall ? chaosi_later(mono, c->end_wall - wall) : mono;
-}
-
-CHAOSI_FN void chaosi_take_problem(chaos *c, const chaos_error *err) {
-    chaosi_out o = chaosi_into(c->problem, sizeof c->problem);
-    if (err->line) {
-        chaosi_puts(&o, "line ");
-        chaosi_put_int(&o, err->line);
-        chaosi_puts(&o, ", column ");
-        chaosi_put_int(&o, err->column);
-        chaosi_puts(&o, ": ");
-    }
-    chaosi_puts(&o, err->text[0] ? err->text : chaos_result_text(err->code));
-}
-
 /* New bytes: parse into a free slot, then make that current. True = something to tell. */
-CHAOSI_FN bool chaosi_take_bytes(chaos *c, const char *bytes, const chaos_fetched *got, chaos_error *err) {
-    chaosi_u64 content = chaosi_mix(chaosi_hash(chaosi_of(bytes, got->len)) ^ got->version);
+CHAOSI_FN bool chaosi_take_bytes(chaos *c, const chaos_fetched *got, chaos_error *err) {
+    chaosi_u64 content = chaosi_mix(chaosi_hash(chaosi_of(c->bytes, got->len)) ^ got->version);
+    bool known = c->loaded == CHAOSI_LOADED_GOOD || c->loaded == CHAOSI_LOADED_INVALID;
     chaosi_u32 slot;
-    if (c->loaded != CHAOSI_LOADED_NOTHING && c->loaded != CHAOSI_LOADED_NOT_FOUND && content == c->content &&
-        (chaosi_u64)got->modified_ms == c->modified) {
-        if (c->loaded == CHAOSI_LOADED_INVALID) chaosi_fail(err, CHAOS_ERR_VALUE, "%s", c->problem);
+    chaos_config *cfg;
+    chaosi_hot *hot;
+    if (known && content == c->content && (chaosi_u64)got->modified_ms == c->modified) {
+        if (c->loaded == CHAOSI_LOADED_INVALID) chaosi_fail(err, CHAOS_ERR_VALUE, "%s", c->told.problem);
         return false;
     }
     c->content = content;
     c->modified = (chaosi_u64)got->modified_ms;
-    c->version = got->version ? got->version : c->version + 1;
+    c->told.version = got->version ? got->version : c->told.version + 1;
     slot = chaosi_free_slot(c);
-    if (chaos_config_parse(&c->slots[slot].cfg, bytes, got->len, err) != CHAOS_OK) {
+    cfg = &c->slots[slot].cfg;
+    hot = &c->slots[slot].hot;
+    if (chaos_config_parse(cfg, c->bytes, got->len, err) != CHAOS_OK) {
         c->loaded = CHAOSI_LOADED_INVALID;
-        c->config_errors++;
+        c->told.config_errors++;
         chaosi_take_problem(c, err);
         return true;
     }
     c->loaded = CHAOSI_LOADED_GOOD;
-    c->changes++;
-    c->problem[0] = 0;
-    if (!c->slots[slot].cfg.has_seed) c->slots[slot].cfg.seed = c->seed;
-    c->slots[slot].version = (chaosi_u32)c->version;
-    c->slots[slot].serial = (chaosi_u32)c->changes;
-    chaosi_set_end(c, &c->slots[slot].cfg, got);
+    c->told.problem[0] = 0;
+    if (!cfg->has_seed) cfg->seed = c->seed;
+    hot->base = chaosi_mix(cfg->seed);
+    hot->fault = cfg->fault;
+    hot->version = (chaosi_u32)c->told.version;
+    hot->serial = (chaosi_u32)++c->told.config_changes;
+    hot->max_faults = cfg->max_faults;
+    hot->max_concurrent = cfg->max_concurrent;
+    hot->dry_run = cfg->dry_run;
+    hot->simple =
+        !cfg->rule_count && cfg->default_exclude && !(cfg->match.methods.count | cfg->match.paths.count | cfg->match.headers.count);
+    chaosi_set_end(c, cfg, got);
     CHAOSI_ORDERED(&c->current, slot);
     return true;
 }
 
 /* True = something to tell. */
 CHAOSI_FN bool chaosi_take(chaos *c, chaos_result r, const chaos_fetched *got, chaos_error *err) {
-    bool news = false;
-    c->fetches++;
+    bool news;
+    c->told.fetches++;
     if (r == CHAOS_OK) {
         c->failing = 0;
         c->fresh_mono = chaosi_now(c, false);
         c->fresh_wall = chaosi_now(c, true);
-        news = chaosi_take_bytes(c, c->bytes, got, err);
-    } else if (r == CHAOS_ERR_NOT_FOUND) {
-        c->failing = 0;
-        news = c->loaded != CHAOSI_LOADED_NOT_FOUND && c->loaded != CHAOSI_LOADED_NOTHING;
-        c->loaded = CHAOSI_LOADED_NOT_FOUND;
-        chaosi_take_problem(c, err);
-    } else {
-        c->fetch_errors++;
-        c->failing++;
-        news = c->failing == 1;
-        chaosi_take_problem(c, err);
+        return chaosi_take_bytes(c, got, err);
     }
+    if (r == CHAOS_ERR_NOT_FOUND) {
+        c->failing = 0;
+        news = c->loaded == CHAOSI_LOADED_GOOD || c->loaded == CHAOSI_LOADED_INVALID;
+        c->loaded = CHAOSI_LOADED_NOT_FOUND;
+    } else {
+        c->told.fetch_errors++;
+        news = c->failing++ == 0;
+    }
+    chaosi_take_problem(c, err);
     return news;
 }
 
 /* When to fetch next. Healthy: the TTL, shortened by up to a fifth. Failing: full jitter between one TTL and a window that
    doubles up to 30 s (or the TTL, if that is longer). */
 CHAOSI_FN chaosi_u64 chaosi_next_fetch(chaos *c) {
-    chaosi_u64 ttl = chaosi_ttl(c) / CHAOSI_MS, most = ttl > CHAOSI_BACKOFF_MAX_MS ? ttl : CHAOSI_BACKOFF_MAX_MS;
-    chaosi_u64 dice = chaosi_mix(c->seed ^ c->fetches) >> 32, wait;
+    chaosi_u64 ttl = chaosi_ttl_ms(c, CHAOSI_LOAD(&c->armed) != 0), most = ttl > CHAOSI_BACKOFF_MAX_MS ? ttl : CHAOSI_BACKOFF_MAX_MS;
+    chaosi_u64 dice = chaosi_mix(c->seed ^ c->told.fetches) >> 32, wait;
     if (!c->source.fetched) return CHAOSI_NEVER;
     if (c->failing) wait = ttl + ((chaosi_min(most, ttl << chaosi_min(c->failing, 16)) - ttl) * dice >> 32);
     else wait = ttl - (ttl / 5 * dice >> 32);
     return chaosi_now(c, false) + wait * CHAOSI_MS;
 }
 
-/* Applies what a fetch brought. Returns what is to be told: bit 0 the config, bit 1 the state. Under fetch_lock. */
-CHAOSI_FN int chaosi_apply(chaos *c, chaos_result r, const chaos_fetched *got, chaos_error *err) {
-    int news;
-    CHAOSI_LOCK(&c->lock);
-    news = chaosi_take(c, r, got, err) ? 1 : 0;
-    chaosi_publish(c);
-    news |= chaosi_settle(c) ? 2 : 0;
-    c->next_fetch = chaosi_next_fetch(c);
-    CHAOSI_UNLOCK(&c->lock);
-    return news;
-}
-
-/* Fetches once, now, and applies it. Sources that are read at open only (inline, env) stay as they are. */
+/* Fetches once, now, and applies it. */
 CHAOSI_FN chaos_result chaosi_refresh(chaos *c, bool tell, chaos_error *err) {
+    bool news, changed;
     chaos_fetched got;
     chaos_result r;
-    int news;
-    memset(&got, 0, sizeof got);
-    chaosi_no_error(err);
     CHAOSI_LOCK(&c->fetch_lock);
-    r = chaosi_fetch(&c->source, c->bytes, CHAOS_CONFIG_INPUT_MAX + 1, &got, err);
+    r = chaosi_fetch(&c->source, &c->desc, c->bytes, CHAOS_CONFIG_INPUT_MAX + 1, &got, err);
     if (r != CHAOS_OK && !err->text[0]) chaosi_fail(err, r, "%s", chaos_result_text(r));
     err->code = r;
     if (got.len > CHAOS_CONFIG_INPUT_MAX + 1) got.len = CHAOS_CONFIG_INPUT_MAX + 1;
-    news = chaosi_apply(c, r, &got, err);
-    if (tell && news & 1) c->tell(c, c->failing ? CHAOSI_NEWS_FETCH_FAILED : CHAOSI_NEWS_CONFIG);
-    if (tell && news & 2) c->tell(c, CHAOSI_NEWS_STATE);
+    CHAOSI_LOCK(&c->lock);
+    news = chaosi_take(c, r, &got, err);
+    chaosi_publish(c);
+    changed = chaosi_settle(c);
+    c->next_fetch = chaosi_next_fetch(c);
+    CHAOSI_UNLOCK(&c->lock);
+    if (tell && news) c->tell(c, c->failing ? CHAOSI_FETCH_FAILED : CHAOSI_NEW_CONFIG);
+    if (tell && changed) c->tell(c, CHAOSI_NEW_STATE);
     CHAOSI_UNLOCK(&c->fetch_lock);
     return err->code;
 }
@@ -2305,42 +2239,29 @@ CHAOSI_COLD void chaosi_notice(chaos *c) {
     if (!CHAOSI_TRYLOCK(&c->lock)) return;
     changed = chaosi_settle(c);
     CHAOSI_UNLOCK(&c->lock);
-    if (changed) c->tell(c, CHAOSI_NEWS_STATE);
+    if (changed) c->tell(c, CHAOSI_NEW_STATE);
 }
 
 #ifdef CHAOSI_THREADS
-/* When the refresher has to look again. */
-CHAOSI_FN chaosi_u64 chaosi_next_look(chaos *c) {
-    chaosi_u64 next;
-    CHAOSI_LOCK(&c->lock);
-    next = c->next_fetch;
-    if (CHAOSI_LOAD(&c->armed)) next = chaosi_min(chaosi_min(next, c->until), chaosi_now(c, false) + CHAOSI_TICK_MS * CHAOSI_MS);
-    CHAOSI_UNLOCK(&c->lock);
-    return next;
-}
-
-/* Sleeps until there is something to do. A clock of the program's own is asked every few ms. */
-CHAOSI_FN void chaosi_rest(chaos *c) {
-    chaosi_u64 next = chaosi_next_look(c), now = chaosi_now(c, false);
-    int wake = CHAOSI_LOAD(&c->armed) ? CHAOSI_WAKE(c)[0] : -1;
-    if (now >= next) return;
-    next = c->desc.clock ? chaosi_clock(false) + 2 * CHAOSI_MS : next;
-    chaosi_sleep_until(next, CHAOSI_POKE(c)[0], wake);
-    chaosi_drain(c, CHAOSI_POKE(c)[0]);
-}
-
+/* Sleeps until there is something to do: a fetch, the end, a tick. A clock of the program's own is asked every few ms. */
 CHAOSI_FN void *chaosi_refresher(void *arg) {
     chaos *c = (chaos *)arg;
-    chaos_error err;
     while (!CHAOSI_SEQ(&c->closing)) {
-        bool due;
+        bool on = CHAOSI_LOAD(&c->armed) != 0;
+        chaosi_u64 now = chaosi_now(c, false), fetch, next;
+        chaos_error err;
         CHAOSI_LOCK(&c->lock);
-        due = chaosi_now(c, false) >= c->next_fetch;
+        fetch = c->next_fetch;
+        next = on ? chaosi_min(chaosi_min(fetch, c->until), now + CHAOSI_TICK_MS * CHAOSI_MS) : fetch;
         CHAOSI_UNLOCK(&c->lock);
-        if (due) chaosi_refresh(c, true, &err);
+        if (now < next) {
+            next = c->desc.clock ? chaosi_clock(false) + 2 * CHAOSI_MS : next;
+            chaosi_sleep_until(next, CHAOSI_POKE(c)[0], on ? CHAOSI_WAKE(c)[0] : -1);
+            chaosi_drain(c, CHAOSI_POKE(c)[0]);
+        }
+        if (now >= fetch) chaosi_refresh(c, true, &err);
         chaosi_notice(c);
-        c->tell(c, CHAOSI_NEWS_TICK);
-        chaosi_rest(c);
+        c->tell(c, CHAOSI_TICK);
     }
     return NULL;
 }
@@ -3038,28 +2959,20 @@ CHAOSI_FN void chaosi_make_reset(int fd) {
    counted, and never a request. */
 #define CHAOSI_LINE_MAX 4096 /* PIPE_BUF: written whole or not at all */
 
-CHAOSI_FN void chaosi_log_open(chaos *c) {
-    c->log_fd = 2;
 #ifdef CHAOSI_POSIX
-    {
-        struct stat st;
-        int fd = fstat(2, &st) == 0 && S_ISFIFO(st.st_mode) ? open("/dev/stderr", O_WRONLY | O_NONBLOCK | O_CLOEXEC) : -1;
-        c->log_fd_own = fd >= 0; /* a description of our own, so that O_NONBLOCK is ours alone */
-        if (fd >= 0) c->log_fd = fd;
-    }
-#endif
+/* stderr; of a pipe a description of our own, so that O_NONBLOCK is ours alone. */
+CHAOSI_FN int chaosi_log_open(void) {
+    struct stat st;
+    int fd = fstat(2, &st) == 0 && S_ISFIFO(st.st_mode) ? open("/dev/stderr", O_WRONLY | O_NONBLOCK | O_CLOEXEC) : -1;
+    return fd >= 0 ? fd : 2;
 }
 
-#ifdef CHAOSI_POSIX
 /* write without its SIGPIPE, whatever the program does with that signal. */
 CHAOSI_FN bool chaosi_write_quietly(int fd, const char *line, size_t len) {
-    struct pollfd p;
+    struct pollfd p = {fd, POLLOUT, 0};
     sigset_t pipe_set, old, pending;
     bool pending_before, done;
     int sig;
-    p.fd = fd;
-    p.events = POLLOUT;
-    p.revents = 0;
     if (poll(&p, 1, 0) != 1 || p.revents != POLLOUT) return false;
     sigemptyset(&pipe_set);
     sigaddset(&pipe_set, SIGPIPE);
@@ -3072,6 +2985,9 @@ CHAOSI_FN bool chaosi_write_quietly(int fd, const char *line, size_t len) {
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     return done;
 }
+#else
+CHAOSI_FN int chaosi_log_open(void) { return 2; }
+CHAOSI_FN bool chaosi_write_quietly(int fd, const char *line, size_t len) { return fd == 2 && fwrite(line, 1, len, stderr) == len; }
 #endif
 
 CHAOSI_FN void chaosi_emit(chaos *c, chaosi_out *o) {
@@ -3082,13 +2998,7 @@ CHAOSI_FN void chaosi_emit(chaos *c, chaosi_out *o) {
         chaosi_puts(o, "{\"source\":\"chaos\",\"level\":\"warn\",\"action\":\"note\",\"reason\":\"a log line was too long\"}\n");
     }
     if (c->desc.log) c->desc.log(c->desc.log_user, o->buf, o->len);
-    else if (!c->desc.quiet) {
-#ifdef CHAOSI_POSIX
-        done = chaosi_write_quietly(c->log_fd, o->buf, o->len);
-#else
-        done = fwrite(o->buf, 1, o->len, stderr) == o->len;
-#endif
-    }
+    else if (!c->desc.quiet) done = chaosi_write_quietly(c->log_fd, o->buf, o->len);
     chaosi_count(c, done ? CHAOSI_WORD(log_lines) : CHAOSI_WORD(log_dropped), 1);
 }
 
@@ -3108,20 +3018,24 @@ CHAOSI_FN chaosi_out chaosi_line(chaos *c, char *buf, const char *level, const c
     return o;
 }
 
-CHAOSI_FN bool chaosi_logs(const chaos *c) { return !c->desc.quiet; }
-
-CHAOSI_FN chaosi_u64 chaosi_all_faults(const chaos *c) {
-    chaosi_u64 sum = chaosi_sum(c, CHAOSI_WORD(would_inject));
-    size_t i;
-    for (i = 0; i < CHAOS_KIND_COUNT; i++) sum += chaosi_sum(c, CHAOSI_WORD(injected) + i);
-    return sum;
+/* v NULL = no fault. */
+CHAOSI_FN void chaosi_event(chaos *c, chaos_event_kind kind, chaos_state state, const char *reason, const chaos_verdict *v) {
+    chaos_event e;
+    if (!c->desc.event) return;
+    memset(&e, 0, sizeof e);
+    e.kind = kind;
+    e.state = state;
+    e.reason = reason;
+    e.verdict = v;
+    e.dry_run = v && state == CHAOS_STATE_DRY_RUN;
+    c->desc.event(c->desc.event_user, &e);
 }
 
 /* May this fault have a line of its own? all: 50 a second, sample: 1 a second. */
 CHAOSI_FN bool chaosi_may_log(chaos *c, chaosi_u64 mono) {
     chaosi_u64 second = mono / 1000000000u, old = CHAOSI_LOAD(&c->log_second);
     chaosi_u32 most = c->desc.fault_log == CHAOS_LOG_ALL ? 50 : 1;
-    if (c->desc.fault_log == CHAOS_LOG_NONE || !chaosi_logs(c)) return false;
+    if (c->desc.fault_log == CHAOS_LOG_NONE || c->desc.quiet) return false;
     if (old != second && CHAOSI_CAS(&c->log_second, &old, second)) CHAOSI_STORE(&c->log_in_second, 0u);
     return CHAOSI_LOAD(&c->log_in_second) < most && CHAOSI_ADD(&c->log_in_second, 1u) < most;
 }
@@ -3138,86 +3052,161 @@ CHAOSI_FN void chaosi_log_fault(chaos *c, const chaos_verdict *v, const char *ru
     chaosi_emit(c, &o);
 }
 
-/* Faults that had no line of their own, since the last summary. */
-CHAOSI_FN void chaosi_log_summary(chaos *c) {
-    chaosi_u64 logged = CHAOSI_LOAD(&c->log_faults), summed = CHAOSI_LOAD(&c->log_summed);
-    chaosi_u64 all = chaosi_all_faults(c);
-    char buf[CHAOSI_LINE_MAX];
-    chaosi_out o;
-    if (c->desc.fault_log == CHAOS_LOG_NONE || !chaosi_logs(c) || all <= logged + summed) return;
-    if (!CHAOSI_CAS(&c->log_summed, &summed, all - logged)) return;
-    o = chaosi_line(c, buf, "info", "summary");
-    chaosi_put_number(&o, "suppressed", (long long)(all - logged - summed));
-    chaosi_emit(c, &o);
-}
-
-CHAOSI_FN chaosi_u64 chaosi_age_ns(chaos *c) {
-    chaosi_u64 now = chaosi_now(c, false);
-    return now > c->fresh_mono ? now - c->fresh_mono : 0;
+/* Faults injected or left out in a dry run. */
+CHAOSI_FN chaosi_u64 chaosi_all_faults(const chaos_report *r) {
+    chaosi_u64 sum = r->would_inject;
+    int i;
+    for (i = 0; i < CHAOS_KIND_COUNT; i++) sum += r->injected[i];
+    return sum;
 }
 
 CHAOSI_FN void chaosi_report(chaos *c, chaos_report *out) {
-    size_t i;
-    memset(out, 0, sizeof *out);
+    chaosi_u64 logged = CHAOSI_LOAD(&c->log_faults);
+    size_t i, stripe;
     CHAOSI_LOCK(&c->lock);
-    out->state = chaosi_state_at(c, chaosi_now(c, false), chaosi_now(c, true), out->reason, sizeof out->reason);
-    memcpy(out->problem, c->problem, sizeof out->problem);
-    out->version = c->loaded == CHAOSI_LOADED_NOTHING ? 0 : c->version;
-    out->age_ms = c->source.fetched && c->fetches > c->fetch_errors ? (long long)(chaosi_age_ns(c) / CHAOSI_MS) : -1;
-    out->end_ms = c->loaded == CHAOSI_LOADED_GOOD && c->end_wall != CHAOSI_NEVER ? (long long)(c->end_wall / CHAOSI_MS) : 0;
-    out->fetches = c->fetches;
-    out->fetch_errors = c->fetch_errors;
-    out->config_errors = c->config_errors;
-    out->config_changes = c->changes;
+    *out = c->told;
+    out->state = chaosi_state_now(c, out->reason, sizeof out->reason);
+    out->age_ms = -1;
+    if (c->source.fetched && out->fetches > out->fetch_errors)
+        out->age_ms = (long long)(chaosi_less(chaosi_now(c, false), c->fresh_mono) / CHAOSI_MS);
+    if (c->loaded == CHAOSI_LOADED_GOOD && c->end_wall != CHAOSI_NEVER) out->end_ms = (long long)(c->end_wall / CHAOSI_MS);
     CHAOSI_UNLOCK(&c->lock);
-    for (i = 0; i < CHAOSI_WORDS; i++) (&out->requests)[i] = chaosi_sum(c, i);
+    for (stripe = 0; stripe < CHAOSI_STRIPES; stripe++)
+        for (i = 0; i < CHAOSI_WORDS; i++) (&out->requests)[i] += CHAOSI_LOAD(&c->stripes[stripe].words[i]);
     out->waiting = CHAOSI_LOAD(&c->waiting);
     out->connections_now = CHAOSI_LOAD(&c->connections_now);
-    out->log_suppressed = CHAOSI_LOAD(&c->log_faults);
-    out->log_suppressed = chaosi_all_faults(c) - chaosi_min(out->log_suppressed, chaosi_all_faults(c));
+    out->log_suppressed = chaosi_less(chaosi_all_faults(out), logged);
+}
+
+/* Faults that had no line of their own, since the last summary. */
+CHAOSI_FN void chaosi_log_summary(chaos *c) {
+    chaosi_u64 told = CHAOSI_LOAD(&c->log_summed);
+    char buf[CHAOSI_LINE_MAX];
+    chaos_report s;
+    chaosi_out o;
+    chaosi_report(c, &s);
+    if (c->desc.fault_log == CHAOS_LOG_NONE || c->desc.quiet || s.log_suppressed <= told) return;
+    if (!CHAOSI_CAS(&c->log_summed, &told, s.log_suppressed)) return;
+    o = chaosi_line(c, buf, "info", "summary");
+    chaosi_put_number(&o, "suppressed", (long long)(s.log_suppressed - told));
+    chaosi_emit(c, &o);
+}
+
+/* -- Prometheus text -- */
+CHAOSI_FN void chaosi_put_label(chaosi_out *o, const char *name, const char *value) {
+    size_t len = strlen(value), i, n;
+    chaosi_puts(o, o->last == '"' ? "," : "{");
+    chaosi_puts(o, name);
+    chaosi_puts(o, "=\"");
+    for (i = 0; i < len; i += n ? n : 1) {
+        n = chaosi_utf8(value + i, len - i);
+        if (value[i] == '"' || value[i] == '\\') chaosi_puts(o, "\\");
+        if (value[i] == '\n') chaosi_puts(o, "\\n");
+        else chaosi_put(o, n ? value + i : "?", n ? n : 1);
+    }
+    chaosi_puts(o, "\"");
+}
+
+/* A family: a name in _total is a counter's, others are gauges; digits behind the point (3 = ms, told in s); the 64-bit
+   values, of which a negative one is not known and gets no sample, with a label each (label NULL = there is but one). */
+CHAOSI_FN void chaosi_put_family(chaosi_out *o, const char *name, int digits, const void *values, const char *help, const char *label,
+                                 const char *const *labels, size_t count) {
+    long long value, unit = digits == 6 ? 1000000 : digits ? 1000 : 1;
+    char text[256];
+    size_t i;
+    snprintf(text, sizeof text, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, strstr(name, "_total") ? "counter" : "gauge");
+    chaosi_puts(o, text);
+    for (i = 0; i < count; i++) {
+        memcpy(&value, (const char *)values + i * sizeof value, sizeof value);
+        if (value < 0) continue;
+        chaosi_puts(o, name);
+        if (label) chaosi_put_label(o, label, labels[i]);
+        snprintf(text, sizeof text, "%s%lld.%0*lld\n", label ? "} " : " ", value / unit, digits, value % unit);
+        chaosi_puts(o, text);
+    }
+}
+
+#define CHAOSI_ONE(name, digits, field, help) chaosi_put_family(&o, "chaos_" name, digits, &r.field, help, NULL, NULL, 1)
+CHAOSI_FN size_t chaosi_metrics(const chaos_report *report, const char *service, const char *instance, char *buf, size_t cap) {
+    static const char *const outcomes[] = {"other", "1xx", "2xx", "3xx", "4xx", "5xx"};
+    static const char *const spared[] = {"exclude", "budget", "unsupported"};
+    unsigned long long states[CHAOS_STATE_COUNT] = {0};
+    chaos_report r = *report;
+    chaosi_out o = chaosi_into(buf, cap);
+    states[r.state] = 1;
+    if (!r.end_ms) r.end_ms = -1;
+    chaosi_puts(&o, "# HELP chaos_info Who this is\n# TYPE chaos_info gauge\nchaos_info");
+    chaosi_put_label(&o, "version", CHAOS_VERSION);
+    chaosi_put_label(&o, "service", service);
+    chaosi_put_label(&o, "instance", instance);
+    chaosi_puts(&o, "} 1\n");
+    chaosi_put_family(&o, "chaos_state", 0, states, "1 for the state it is in", "state", chaosi_state_texts, CHAOS_STATE_COUNT);
+    CHAOSI_ONE("config_version", 0, version, "Of the config in use, 0 = none yet");
+    CHAOSI_ONE("config_age_seconds", 3, age_ms, "Since the last good fetch; no sample = none, or read at start only");
+    CHAOSI_ONE("end_timestamp_seconds", 3, end_ms, "When chaos ends, Unix time; no sample = no end");
+    CHAOSI_ONE("config_fetches_total", 0, fetches, "Fetches of the config");
+    CHAOSI_ONE("config_fetch_errors_total", 0, fetch_errors, "Fetches that failed");
+    CHAOSI_ONE("config_errors_total", 0, config_errors, "Configs that were invalid");
+    CHAOSI_ONE("config_changes_total", 0, config_changes, "Valid configs taken in");
+    CHAOSI_ONE("requests_total", 0, requests, "Decided while on or in a dry run; off, nothing is counted");
+    chaosi_put_family(&o, "chaos_injected_total", 0, &r.injected[1], "Faults", "kind", chaosi_kind_texts + 1, CHAOS_KIND_COUNT - 1);
+    CHAOSI_ONE("would_inject_total", 0, would_inject, "Faults of dry runs");
+    chaosi_put_family(&o, "chaos_spared_total", 0, &r.excluded, "Faults rolled but left out", "reason", spared, 3);
+    CHAOSI_ONE("skipped_total", 0, skipped, "Of the injected, truncate or corrupt that found no body to damage");
+    CHAOSI_ONE("delay_seconds_total", 3, delay_ms, "Spent in injected delays, as waited");
+    CHAOSI_ONE("waiting", 0, waiting, "Requests in an injected delay now");
+    chaosi_put_family(&o, "chaos_outcomes_total", 0, r.outcomes, "Real outcomes", "status", outcomes, 6);
+    CHAOSI_ONE("outcome_seconds_total", 6, outcome_us, "Summed durations of the real outcomes");
+    CHAOSI_ONE("log_lines_total", 0, log_lines, "Written");
+    CHAOSI_ONE("log_dropped_total", 0, log_dropped, "Lost: the pipe was full or dead");
+    CHAOSI_ONE("log_suppressed", 0, log_suppressed, "Faults without a log line of their own");
+    CHAOSI_ONE("connections_total", 0, connections, "Proxy: accepted");
+    CHAOSI_ONE("connections_open", 0, connections_now, "Proxy: open now");
+    CHAOSI_ONE("proxied_total", 0, proxied, "Proxy: replies relayed from the upstream");
+    CHAOSI_ONE("rejected_total", 0, rejected, "Proxy: own 4xx");
+    CHAOSI_ONE("upstream_errors_total", 0, upstream_errors, "Proxy: own 502, 504 and cut replies");
+    CHAOSI_ONE("capped_seconds_total", 3, capped_ms, "Proxy: time in which the connection limit set the pace, not the fault");
+    return o.len;
 }
 
 /* Who and why, from the config in use. */
 CHAOSI_FN void chaosi_put_experiment(chaosi_out *o, chaos *c) {
-    chaosi_u32 slot;
-    const chaos_config *cfg = chaosi_enter(c, &slot);
+    chaosi_slot *slot = chaosi_enter(c);
+    const chaos_config *cfg = &slot->cfg;
     if (cfg->name.len) chaosi_put_text(o, cfg, "name", cfg->name);
     if (cfg->owner.len) chaosi_put_text(o, cfg, "owner", cfg->owner);
     if (cfg->note.len) chaosi_put_text(o, cfg, "note", cfg->note);
     chaosi_put_number(o, "seed", (long long)cfg->seed);
-    chaosi_leave(c, slot);
+    chaosi_leave(slot);
 }
 
-/* By chaosi_news. */
-static const char *const chaosi_actions[] = {"open", "state", "config", "fetch-failed", "heartbeat"};
+/* By chaosi_news: its name in the log, its event (-1 = none). */
+static const struct {
+    const char *action;
+    int event;
+} chaosi_telling[] = {
+    {"open", -1}, {"state", CHAOS_EVENT_STATE}, {"config", CHAOS_EVENT_CONFIG}, {"fetch-failed", CHAOS_EVENT_NOTE}, {"heartbeat", -1}};
 
 /* One line about the handle, and its event. */
 CHAOSI_FN void chaosi_say(chaos *c, chaosi_news what) {
     char buf[CHAOSI_LINE_MAX], when[80];
+    bool failed = what == CHAOSI_FETCH_FAILED;
     chaos_report s;
     chaosi_out o;
-    chaos_event e;
+    int event = chaosi_telling[what].event;
     chaosi_report(c, &s);
-    memset(&e, 0, sizeof e);
-    e.kind = what == CHAOSI_NEWS_CONFIG ? CHAOS_EVENT_CONFIG : what == CHAOSI_NEWS_STATE ? CHAOS_EVENT_STATE : CHAOS_EVENT_NOTE;
-    e.state = s.state;
-    e.reason = what == CHAOSI_NEWS_FETCH_FAILED ? s.problem : s.reason;
-    if (c->desc.event && what != CHAOSI_NEWS_OPEN && what != CHAOSI_NEWS_BEAT) c->desc.event(c->desc.event_user, &e);
-    if (!chaosi_logs(c)) return;
-    o = chaosi_line(c, buf,
-                    s.state == CHAOS_STATE_INVALID     ? "error"
-                    : what == CHAOSI_NEWS_FETCH_FAILED ? "warn"
-                                                       : "info",
-                    chaosi_actions[what]);
-    if (what == CHAOSI_NEWS_OPEN) {
+    if (event >= 0) chaosi_event(c, (chaos_event_kind)event, s.state, failed ? s.problem : s.reason, NULL);
+    if (c->desc.quiet) return;
+    o = chaosi_line(c, buf, s.state == CHAOS_STATE_INVALID ? "error" : failed ? "warn" : "info", chaosi_telling[what].action);
+    if (what == CHAOSI_OPENED) {
         chaosi_put_str(&o, "version", CHAOS_VERSION);
         chaosi_put_str(&o, "config", c->source.name);
         chaosi_put_str(&o, "ways", "inline env file callback");
         chaosi_put_number(&o, "canary_slot", chaosi_canary_slot(chaosi_str(c->instance)));
-        chaosi_put_number(&o, "ttl_on_ms", c->desc.ttl_ms ? c->desc.ttl_ms : 10000);
-        chaosi_put_number(&o, "ttl_off_ms", c->desc.ttl_ms ? c->desc.ttl_ms : 30000);
+        chaosi_put_number(&o, "ttl_on_ms", (long long)chaosi_ttl_ms(c, true));
+        chaosi_put_number(&o, "ttl_off_ms", (long long)chaosi_ttl_ms(c, false));
     }
-    if (what == CHAOSI_NEWS_FETCH_FAILED) chaosi_put_str(&o, "error", s.problem);
+    if (failed) chaosi_put_str(&o, "error", s.problem);
     chaosi_put_str(&o, "state", chaos_state_text(s.state));
     chaosi_put_str(&o, "reason", s.reason);
     chaosi_put_number(&o, "config_version", (long long)s.version);
@@ -3226,26 +3215,22 @@ CHAOSI_FN void chaosi_say(chaos *c, chaosi_news what) {
     chaosi_put_str(&o, "service", c->service);
     chaosi_put_str(&o, "instance", c->instance);
     if (chaosi_is_active(s.state)) chaosi_put_experiment(&o, c);
-    if (what == CHAOSI_NEWS_BEAT) chaosi_put_number(&o, "requests", (long long)s.requests);
-    if (what == CHAOSI_NEWS_BEAT) chaosi_put_number(&o, "injected", (long long)chaosi_all_faults(c));
+    if (what == CHAOSI_BEAT) chaosi_put_number(&o, "requests", (long long)s.requests);
+    if (what == CHAOSI_BEAT) chaosi_put_number(&o, "injected", (long long)chaosi_all_faults(&s));
     chaosi_emit(c, &o);
 }
 
-/* Once a second while on: what was suppressed, and once a minute the heartbeat. */
-CHAOSI_FN void chaosi_tick(chaos *c) {
-    chaosi_u64 now = chaosi_now(c, false);
-    bool due;
-    chaosi_log_summary(c);
-    CHAOSI_LOCK(&c->lock);
-    due = CHAOSI_LOAD(&c->armed) && now >= c->next_beat;
-    if (due) c->next_beat = now + CHAOSI_BEAT_MS * CHAOSI_MS;
-    CHAOSI_UNLOCK(&c->lock);
-    if (due) chaosi_say(c, CHAOSI_NEWS_BEAT);
-}
-
+/* A tick tells what was suppressed, and while on once a minute the heartbeat. */
 CHAOSI_FN void chaosi_tell(chaos *c, chaosi_news what) {
-    if (what == CHAOSI_NEWS_TICK) chaosi_tick(c);
-    else chaosi_say(c, what);
+    if (what == CHAOSI_TICK) {
+        chaosi_u64 now = chaosi_now(c, false);
+        chaosi_log_summary(c);
+        CHAOSI_LOCK(&c->lock);
+        if (CHAOSI_LOAD(&c->armed) && now >= c->next_beat) what = CHAOSI_BEAT;
+        if (what == CHAOSI_BEAT) c->next_beat = now + CHAOSI_BEAT_MS * CHAOSI_MS;
+        CHAOSI_UNLOCK(&c->lock);
+    }
+    if (what != CHAOSI_TICK) chaosi_say(c, what);
 }
 
 /* ==== >>decide ================================================================================================ */
@@ -3287,42 +3272,28 @@ CHAOSI_FN bool chaosi_within_budget(chaos *c, const chaosi_hot *hot, chaos_verdi
     return false;
 }
 
-CHAOSI_FN void chaosi_fault_event(chaos *c, const chaos_verdict *v, bool dry_run) {
-    chaos_event e;
-    memset(&e, 0, sizeof e);
-    e.kind = CHAOS_EVENT_FAULT;
-    e.state = dry_run ? CHAOS_STATE_DRY_RUN : CHAOS_STATE_ON;
-    e.reason = "";
-    e.verdict = v;
-    e.dry_run = dry_run;
-    c->desc.event(c->desc.event_user, &e);
-}
-
-CHAOSI_FN void chaosi_spare_as(chaos *c, chaos_verdict *v, size_t word) {
-    chaosi_count(c, word, 1);
-    chaosi_spare(v);
-}
-
 /* A fault was rolled: may it happen, and who hears of it? Leaves v as it is to be carried out. */
 CHAOSI_FN void chaosi_settle_fault(chaos *c, const chaosi_hot *hot, chaos_verdict *v, chaosi_u64 mono, const char *rule) {
     chaosi_u32 needs = 1u << v->kind | (v->bandwidth ? 1u << CHAOS_PACE : 0u);
+    size_t word = CHAOSI_WORD(injected) + v->kind;
+    bool inject = false;
     if (CHAOSI_UNLIKELY((CHAOSI_LOAD(&c->modes) & needs) != needs)) {
-        if (CHAOSI_SWAP(&c->unsupported_told, hot->serial + 1u) != hot->serial + 1u && chaosi_logs(c))
+        word = CHAOSI_WORD(unsupported);
+        if (CHAOSI_SWAP(&c->unsupported_told, hot->serial + 1u) != hot->serial + 1u && !c->desc.quiet)
             chaosi_log_fault(c, v, rule, "unsupported");
-        chaosi_spare_as(c, v, CHAOSI_WORD(unsupported));
-        return;
+    } else if (!hot->dry_run && !chaosi_within_budget(c, hot, v)) {
+        word = CHAOSI_WORD(over_budget);
+    } else {
+        inject = !hot->dry_run;
+        if (!inject) word = CHAOSI_WORD(would_inject);
+        if (chaosi_may_log(c, mono)) {
+            CHAOSI_ADD(&c->log_faults, 1u); /* before the fault is counted: the difference is what a summary tells */
+            chaosi_log_fault(c, v, rule, inject ? "inject" : "dryrun");
+        }
+        chaosi_event(c, CHAOS_EVENT_FAULT, inject ? CHAOS_STATE_ON : CHAOS_STATE_DRY_RUN, "", v);
     }
-    if (!hot->dry_run && (hot->max_concurrent || hot->max_faults) && !chaosi_within_budget(c, hot, v)) {
-        chaosi_spare_as(c, v, CHAOSI_WORD(over_budget));
-        return;
-    }
-    if (chaosi_may_log(c, mono)) {
-        CHAOSI_ADD(&c->log_faults, 1u); /* before the fault is counted: the difference is what a summary tells */
-        chaosi_log_fault(c, v, rule, hot->dry_run ? "dryrun" : "inject");
-    }
-    if (CHAOSI_UNLIKELY(c->desc.event != NULL)) chaosi_fault_event(c, v, hot->dry_run);
-    if (hot->dry_run) chaosi_spare_as(c, v, CHAOSI_WORD(would_inject));
-    else chaosi_count(c, CHAOSI_WORD(injected) + v->kind, 1);
+    chaosi_count(c, word, 1);
+    if (!inject) chaosi_spare(v);
 }
 
 /* The four-key config: nothing to match but the default exclude, and that only when a fault would happen. */
@@ -3335,17 +3306,13 @@ CHAOSI_FN bool chaosi_judge_simple(const chaosi_hot *hot, const chaos_request *r
     return true;
 }
 
+/* The slot may be newer than the block read before, so that is read anew. */
 CHAOSI_FN bool chaosi_judge_slot(chaos *c, chaosi_hot *hot, const chaos_request *req, chaosi_u64 key, chaos_verdict *v, char *rule) {
-    chaosi_u32 slot;
-    const chaos_config *cfg = chaosi_enter(c, &slot);
-    bool excluded = chaosi_judge(cfg, req, key, v);
-    hot->version = c->slots[slot].version; /* it may be newer than the block read before */
-    hot->serial = c->slots[slot].serial;
-    hot->max_faults = cfg->max_faults;
-    hot->max_concurrent = cfg->max_concurrent;
-    hot->dry_run = cfg->dry_run;
-    if (v->kind && v->rule) chaosi_copy(rule, 65, cfg->text + cfg->rules[v->rule - 1].name.at);
-    chaosi_leave(c, slot);
+    chaosi_slot *slot = chaosi_enter(c);
+    bool excluded = chaosi_judge(&slot->cfg, req, key, v);
+    *hot = slot->hot;
+    if (v->kind && v->rule) chaosi_copy(rule, 65, slot->cfg.text + slot->cfg.rules[v->rule - 1].name.at);
+    chaosi_leave(slot);
     return excluded;
 }
 
@@ -3374,51 +3341,42 @@ CHAOSI_FN void chaosi_wait(chaos *c, chaosi_u64 deadline, int fd2) {
     chaosi_u64 start = chaosi_clock(false);
     CHAOSI_ENTER(&c->waiting, 1u);
     while (CHAOSI_SEQ(&c->armed)) {
+        chaosi_u64 now = chaosi_clock(false), own = chaosi_now(c, false), rest;
         chaosi_hot hot;
-        chaosi_u64 now = chaosi_clock(false), rest, left;
         chaosi_read_hot(c, &hot);
-        left = chaosi_now(c, false);
         hot.until_mono = chaosi_later(hot.until_mono, chaosi_coarse(c));
-        if (left >= hot.until_mono) chaosi_notice(c);
-        if (now >= deadline || left >= hot.until_mono) break;
-        rest = chaosi_min(deadline - now, c->desc.clock ? 20 * CHAOSI_MS : hot.until_mono - left);
-#ifdef CHAOSI_POSIX
-        if (getpid() != c->pid) chaosi_nap(chaosi_min(rest, 50 * CHAOSI_MS)); /* a fork's child: the pipe is the parent's */
-        else chaosi_sleep_until(now + rest, CHAOSI_WAKE(c)[0], fd2);
-        if (fd2 >= 0 && chaosi_readable(fd2)) break;
-#else
-        (void)fd2;
-        chaosi_nap(chaosi_min(rest, 20 * CHAOSI_MS));
-#endif
+        if (own >= hot.until_mono) chaosi_notice(c);
+        if (now >= deadline || own >= hot.until_mono || (fd2 >= 0 && chaosi_readable(fd2))) break;
+        rest = chaosi_min(deadline - now, c->desc.clock ? 20 * CHAOSI_MS : hot.until_mono - own);
+        if (chaosi_own(c)) chaosi_sleep_until(now + rest, CHAOSI_WAKE(c)[0], fd2);
+        else chaosi_nap(chaosi_min(rest, 50 * CHAOSI_MS)); /* the pipe is the parent's */
     }
     chaosi_count(c, CHAOSI_WORD(delay_ms), (chaosi_clock(false) - start) / CHAOSI_MS);
     CHAOSI_ENTER(&c->waiting, ~0u);
 }
 
-/* The config a verdict came from, if it is still in use. */
-CHAOSI_FN const chaos_fault *chaosi_fault_of(const chaos_config *cfg, const chaosi_slot *slot, const chaos_verdict *v) {
-    if (slot->version != v->version || v->rule > cfg->rule_count) return NULL;
-    return v->rule ? &cfg->rules[v->rule - 1].fault : &cfg->fault;
+/* Retry-After and body of v's injected reply, from the config it came from if that is still in use. */
+CHAOSI_FN int chaosi_reply_of(chaos *c, const chaos_verdict *v, chaosi_out *body) {
+    chaosi_slot *slot = chaosi_enter(c);
+    const chaos_config *cfg = &slot->cfg;
+    const chaos_fault *f = v->rule && v->rule <= cfg->rule_count ? &cfg->rules[v->rule - 1].fault : &cfg->fault;
+    bool in_use = slot->hot.version == v->version && v->rule <= cfg->rule_count;
+    int seconds = in_use ? f->retry_after : -1;
+    if (in_use && f->error_body.len) chaosi_put(body, cfg->text + f->error_body.at, f->error_body.len);
+    else chaosi_puts(body, "fault injected on purpose (chaos.h)\n");
+    chaosi_leave(slot);
+    return seconds;
 }
 
 CHAOSI_FN size_t chaosi_body_of(chaos *c, const chaos_verdict *v, char *buf, size_t cap) {
-    chaosi_u32 slot;
-    const chaos_config *cfg = chaosi_enter(c, &slot);
-    const chaos_fault *f = chaosi_fault_of(cfg, &c->slots[slot], v);
     chaosi_out o = chaosi_into(buf, cap);
-    if (f && f->error_body.len) chaosi_put(&o, cfg->text + f->error_body.at, f->error_body.len);
-    else chaosi_puts(&o, "fault injected on purpose (chaos.h)\n");
-    chaosi_leave(c, slot);
+    chaosi_reply_of(c, v, &o);
     return o.len;
 }
 
 CHAOSI_FN int chaosi_retry_after_of(chaos *c, const chaos_verdict *v) {
-    chaosi_u32 slot;
-    const chaos_config *cfg = chaosi_enter(c, &slot);
-    const chaos_fault *f = chaosi_fault_of(cfg, &c->slots[slot], v);
-    int seconds = f ? f->retry_after : -1;
-    chaosi_leave(c, slot);
-    return seconds;
+    chaosi_out none = chaosi_into(NULL, 0);
+    return chaosi_reply_of(c, v, &none);
 }
 
 /* A real outcome, one that was not injected: status (0 = none) and duration. */
@@ -4771,15 +4729,8 @@ CHAOSI_FN chaos_result chaosi_proxy_run(chaos *c, const chaos_proxy_desc *d, cha
 #endif /* CHAOS_NO_PROXY */
 
 /* ==== >>public ================================================================================================ */
-CHAOSI_FN void *chaosi_malloc(void *user, size_t size) {
-    (void)user;
-    return malloc(size);
-}
-
-CHAOSI_FN void chaosi_free(void *user, void *ptr) {
-    (void)user;
-    free(ptr);
-}
+CHAOSI_FN void *chaosi_malloc(void *user, size_t size) { return (void)user, malloc(size); }
+CHAOSI_FN void chaosi_free(void *user, void *ptr) { (void)user, free(ptr); }
 
 CHAOSI_FN chaosi_u64 chaosi_random(const void *salt) {
     chaosi_u64 x = 0;
@@ -4789,23 +4740,22 @@ CHAOSI_FN chaosi_u64 chaosi_random(const void *salt) {
     return chaosi_mix(x ^ chaosi_clock(true) ^ (chaosi_u64)(size_t)salt) >> 11; /* 53 bits: what a config may say */
 }
 
-CHAOSI_FN const char *chaosi_first(const char *a, const char *b) { return a && *a ? a : b; }
-
-/* Who this process is: told, or found in the environment. */
+/* Who this process is: told, or found in the environment. The first that says something. */
 CHAOSI_FN void chaosi_identify(chaos *c, const chaos_desc *d) {
-    char host[sizeof c->instance];
-    const char *task = chaosi_env("ECS_CONTAINER_METADATA_URI_V4"), *id = d->instance;
-    chaosi_copy(host, sizeof host, "localhost");
+    char host[sizeof c->instance] = "localhost";
+    const char *task = chaosi_env("ECS_CONTAINER_METADATA_URI_V4");
+    const char *ids[] = {d->instance, chaosi_env("CHAOS_INSTANCE"), chaosi_env("AWS_LAMBDA_LOG_STREAM_NAME"), NULL, host};
+    const char *services[] = {d->service, chaosi_env("CHAOS_SERVICE"), chaosi_env("AWS_LAMBDA_FUNCTION_NAME")};
+    int id = 0, service = 0;
+    ids[3] = task && strrchr(task, '/') ? strrchr(task, '/') + 1 : task;
 #ifdef CHAOSI_POSIX
     gethostname(host, sizeof host);
     host[sizeof host - 1] = 0;
 #endif
-    if (task && strrchr(task, '/')) task = strrchr(task, '/') + 1;
-    id = chaosi_first(chaosi_first(chaosi_first(id, chaosi_env("CHAOS_INSTANCE")), chaosi_env("AWS_LAMBDA_LOG_STREAM_NAME")),
-                      chaosi_first(task, host));
-    chaosi_copy(c->instance, sizeof c->instance, id);
-    chaosi_copy(c->service, sizeof c->service,
-                chaosi_first(chaosi_first(d->service, chaosi_env("CHAOS_SERVICE")), chaosi_env("AWS_LAMBDA_FUNCTION_NAME")));
+    while (id < 4 && !(ids[id] && *ids[id])) id++;
+    while (service < 2 && !(services[service] && *services[service])) service++;
+    chaosi_copy(c->instance, sizeof c->instance, ids[id]);
+    chaosi_copy(c->service, sizeof c->service, services[service]);
     c->instance_hash = chaosi_hash(chaosi_str(c->instance));
 }
 
@@ -4818,37 +4768,6 @@ CHAOSI_FN chaos_result chaosi_desc_check(const chaos_desc *d, chaos_error *err) 
     return CHAOS_OK;
 }
 
-CHAOSI_FN bool chaosi_open_pipes(chaos *c, chaos_error *err) {
-#ifdef CHAOSI_POSIX
-    int i;
-    c->pid = getpid();
-    for (i = 0; i < 6; i++) c->pipes[i] = -1;
-    if (!chaosi_pipe(CHAOSI_WAKE(c)) || !chaosi_pipe(CHAOSI_STOP(c)) || !chaosi_pipe(CHAOSI_POKE(c))) {
-        chaosi_fail(err, CHAOS_ERR_SYSTEM, "pipe: %s", strerror(errno));
-        return false;
-    }
-#else
-    (void)c;
-    (void)err;
-#endif
-    return true;
-}
-
-CHAOSI_FN void chaosi_release(chaos *c) {
-    chaos_desc d = c->desc;
-#ifdef CHAOSI_POSIX
-    int i;
-    for (i = 0; i < 6; i++)
-        if (c->pipes[i] >= 0) close(c->pipes[i]);
-    if (c->log_fd_own) close(c->log_fd);
-#endif
-#ifdef CHAOSI_THREADS
-    pthread_mutex_destroy(&c->lock);
-    pthread_mutex_destroy(&c->fetch_lock);
-#endif
-    d.free(d.alloc_user, c);
-}
-
 /* One block: the handle, its slots, places and bytes. */
 CHAOSI_FN chaos *chaosi_allocate(const chaos_desc *d) {
     size_t self = (sizeof(chaos) + 63) / 64 * 64, slots = (sizeof(chaosi_slot) * CHAOSI_SLOTS + 63) / 64 * 64;
@@ -4858,103 +4777,83 @@ CHAOSI_FN chaos *chaosi_allocate(const chaos_desc *d) {
     chaos *c = (chaos *)(void *)block;
     if (!block) return NULL;
     memset(block, 0, self + slots + tickets);
+    memset(c->pipes, -1, sizeof c->pipes);
     c->desc = *d;
     c->desc.alloc = alloc;
     c->desc.free = d->free ? d->free : chaosi_free;
     c->slots = (chaosi_slot *)(void *)(block + self);
     c->tickets = (chaosi_u32 *)(void *)(block + self + slots);
     c->bytes = block + self + slots + tickets;
-    return c;
-}
-
-/* The first config: local sources at once, others are the refresher's. */
-CHAOSI_FN void chaosi_first_config(chaos *c, const char *text) {
-    chaos_fetched got;
-    chaos_error err;
-    memset(&got, 0, sizeof got);
-    chaosi_no_error(&err);
-    if (c->source.scheme == CHAOSI_INLINE) {
-        chaosi_apply(c, chaosi_put_bytes(text, c->bytes, CHAOS_CONFIG_INPUT_MAX + 1, &got.len), &got, &err);
-    } else if (c->source.scheme == CHAOSI_ENV || c->source.scheme == CHAOSI_FILE) {
-        chaosi_refresh(c, false, &err);
-    } else {
-        CHAOSI_LOCK(&c->lock);
-        chaosi_copy(c->problem, sizeof c->problem, c->source.fetched ? "" : "no config source");
-        chaosi_settle(c);
-        if (!c->source.fetched) c->next_fetch = CHAOSI_NEVER;
-        CHAOSI_UNLOCK(&c->lock);
-    }
-}
-
-CHAOSI_FN chaos *chaosi_open(const chaos_desc *d, chaos_error *err) {
-    const char *text = d->config ? d->config : chaosi_env("CHAOS_CONFIG"), *disable = chaosi_env("CHAOS_DISABLE");
-    chaosi_source source;
-    chaos *c;
-    chaosi_no_error(err);
-    if (chaosi_desc_check(d, err) != CHAOS_OK || chaosi_source_of(&source, d, text, err) != CHAOS_OK) return NULL;
-    c = chaosi_allocate(d);
-    if (!c) {
-        chaosi_fail(err, CHAOS_ERR_MEMORY, "out of memory");
-        return NULL;
-    }
 #ifdef CHAOSI_THREADS
     pthread_mutex_init(&c->lock, NULL);
     pthread_mutex_init(&c->fetch_lock, NULL);
 #endif
+    return c;
+}
+
+CHAOSI_FN void chaosi_release(chaos *c) {
+    chaosi_close_pipes(c);
+#ifdef CHAOSI_THREADS
+    pthread_mutex_destroy(&c->lock);
+    pthread_mutex_destroy(&c->fetch_lock);
+#endif
+    c->desc.free(c->desc.alloc_user, c);
+}
+
+/* Pipes, the first config (local sources at once, others are the refresher's), the first log line, the refresher. */
+CHAOSI_FN bool chaosi_start(chaos *c, chaos_error *err) {
+    chaos_error unused;
+    if (!chaosi_open_pipes(c)) return chaosi_fail(err, CHAOS_ERR_SYSTEM, "pipe: %s", strerror(errno)) == CHAOS_OK;
+    chaosi_disarm(c);
+    if (c->source.scheme && c->source.scheme != CHAOSI_CALLBACK) chaosi_refresh(c, false, &unused);
+    else chaosi_settle(c);
+    chaosi_say(c, CHAOSI_OPENED);
+#ifdef CHAOSI_THREADS
+    if (c->desc.no_thread || !c->source.scheme || c->killed == 2) return true;
+    c->has_refresher = chaosi_thread(&c->refresher, chaosi_refresher, c);
+    if (!c->has_refresher) chaosi_fail(err, CHAOS_ERR_SYSTEM, "cannot start the refresher thread");
+    return c->has_refresher;
+#else
+    return true;
+#endif
+}
+
+chaos *chaos_open(const chaos_desc *desc, chaos_error *err) {
+    const char *text, *disable = chaosi_env("CHAOS_DISABLE");
+    chaos_desc none;
+    chaosi_source source;
+    chaos *c;
+    memset(&none, 0, sizeof none);
+    if (!desc) desc = &none;
+    text = desc->config ? desc->config : chaosi_env("CHAOS_CONFIG");
+    chaosi_no_error(err);
+    if (chaosi_desc_check(desc, err) != CHAOS_OK || chaosi_source_of(&source, desc, text, err) != CHAOS_OK) return NULL;
+    c = chaosi_allocate(desc);
+    if (!c) chaosi_fail(err, CHAOS_ERR_MEMORY, "out of memory");
+    if (!c) return NULL;
     c->source = source;
     c->tell = chaosi_tell;
     c->modes = CHAOSI_MODES_IN_PROCESS;
     c->seed = chaosi_random(c);
     c->killed = disable && strcmp(disable, "0") != 0 ? 2 : 0;
-    chaosi_identify(c, d);
-    chaosi_log_open(c);
-    if (!chaosi_open_pipes(c, err)) {
-        chaosi_release(c);
-        return NULL;
-    }
-#ifdef CHAOSI_POSIX
-    chaosi_ring(c, CHAOSI_WAKE(c)[1]); /* not on */
-#endif
-    chaosi_first_config(c, text);
-    chaosi_say(c, CHAOSI_NEWS_OPEN);
-#ifdef CHAOSI_THREADS
-    c->has_refresher = !d->no_thread && source.scheme != CHAOSI_NONE && c->killed != 2;
-    if (c->has_refresher && !chaosi_thread(&c->refresher, chaosi_refresher, c)) {
-        chaosi_fail(err, CHAOS_ERR_SYSTEM, "cannot start the refresher thread");
-        chaosi_release(c);
-        return NULL;
-    }
-#endif
-    return c;
+    c->log_fd = chaosi_log_open();
+    chaosi_identify(c, desc);
+    if (chaosi_start(c, err)) return c;
+    chaosi_release(c);
+    return NULL;
 }
 
-CHAOSI_FN void chaosi_disarm(chaos *c) {
-    CHAOSI_ORDERED(&c->armed, 0u);
-#ifdef CHAOSI_POSIX
-    chaosi_ring(c, CHAOSI_WAKE(c)[1]);
-#endif
-}
-
-CHAOSI_FN void chaosi_close(chaos *c) {
+void chaos_close(chaos *c) {
+    if (!c) return;
 #ifdef CHAOSI_THREADS
     CHAOSI_ORDERED(&c->closing, 1u);
     chaosi_ring(c, CHAOSI_POKE(c)[1]);
-    if (c->has_refresher && getpid() == c->pid) pthread_join(c->refresher, NULL);
+    if (c->has_refresher && chaosi_own(c)) pthread_join(c->refresher, NULL);
 #endif
     chaosi_disarm(c);
     while (CHAOSI_SEQ(&c->waiting)) chaosi_nap(CHAOSI_MS);
     chaosi_log_summary(c);
     chaosi_release(c);
-}
-
-chaos *chaos_open(const chaos_desc *desc, chaos_error *err) {
-    chaos_desc none;
-    memset(&none, 0, sizeof none);
-    return chaosi_open(desc ? desc : &none, err);
-}
-
-void chaos_close(chaos *c) {
-    if (c) chaosi_close(c);
 }
 
 chaos_verdict chaos_decide(chaos *c, const chaos_request *req) {
@@ -4975,21 +4874,11 @@ void chaos_done(chaos *c, const chaos_verdict *v, int status, unsigned long long
 }
 
 size_t chaos_verdict_body(chaos *c, const chaos_verdict *v, char *buf, size_t cap) {
-    if (c) return chaosi_body_of(c, v, buf, cap);
-    if (cap) buf[0] = 0;
-    return 0;
+    return c ? chaosi_body_of(c, v, buf, cap) : chaosi_into(buf, cap).len;
 }
 
 int chaos_verdict_retry_after(chaos *c, const chaos_verdict *v) { return c ? chaosi_retry_after_of(c, v) : -1; }
-
-int chaos_wake_fd(chaos *c) {
-#ifdef CHAOSI_POSIX
-    return c ? CHAOSI_WAKE(c)[0] : -1;
-#else
-    (void)c;
-    return -1;
-#endif
-}
+int chaos_wake_fd(chaos *c) { return c ? CHAOSI_WAKE(c)[0] : -1; }
 
 chaos_result chaos_refresh(chaos *c, chaos_error *err) {
     chaos_error local;
@@ -4998,9 +4887,7 @@ chaos_result chaos_refresh(chaos *c, chaos_error *err) {
     if (!c) return CHAOS_OK;
     if (c->source.fetched) chaosi_refresh(c, true, err);
     else chaosi_notice(c);
-#ifdef CHAOSI_POSIX
     chaosi_ring(c, CHAOSI_POKE(c)[1]); /* the refresher plans anew */
-#endif
     return err->code;
 }
 
@@ -5011,17 +4898,20 @@ void chaos_off(chaos *c) {
 }
 
 void chaos_stats(chaos *c, chaos_report *out) {
-    if (c) {
-        chaosi_report(c, out);
-        return;
-    }
     memset(out, 0, sizeof *out);
     out->age_ms = -1;
-    chaosi_copy(out->reason, sizeof out->reason, "no handle");
+    if (c) chaosi_report(c, out);
+    else chaosi_copy(out->reason, sizeof out->reason, "no handle");
+}
+
+size_t chaos_metrics(chaos *c, char *buf, size_t cap) {
+    chaos_report r;
+    chaos_stats(c, &r);
+    return chaosi_metrics(&r, c ? c->service : "", c ? c->instance : "", buf, cap);
 }
 
 bool chaos_get_config(chaos *c, chaos_config *out) {
-    bool good = false;
+    bool good;
     if (!c) return false;
     CHAOSI_LOCK(&c->lock);
     good = c->loaded == CHAOSI_LOADED_GOOD;
@@ -5041,11 +4931,7 @@ chaos_result chaos_proxy_run(chaos *c, const chaos_proxy_desc *desc, chaos_error
 }
 
 void chaos_proxy_stop(chaos *c) {
-#ifdef CHAOSI_POSIX
     if (c) chaosi_ring(c, CHAOSI_STOP(c)[1]);
-#else
-    (void)c;
-#endif
 }
 #endif /* CHAOS_COMPILE_OUT */
 
