@@ -51,7 +51,7 @@ def upstream():
 
 def proxy(config, **options):
     p = Proxy(upstream().port, dict({"enabled": True}, **config), program=counted(), **options)
-    assert p.state() != "invalid", "the config is refused: %s" % p.log()[-1]
+    assert all(line.get("state") != "invalid" for line in p.log()), "the config is refused: %s" % p.log()[-1]["reason"]
     return p
 
 
