@@ -16,7 +16,7 @@ version := $(shell sed -n 's/^.define CHAOS_VERSION  *"\(.*\)"/\1/p' chaos.h)
 programs := $(build)/chaos-proxy $(build)/chaos-upstream $(build)/chaos-middleware
 tests := $(patsubst tests/%.c,%,$(wildcard tests/unit/*.c tests/net/*.c tests/regress/*.c))
 fuzzers := $(filter-out standalone,$(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/*.c)))
-peers := $(wildcard tests/peers/*.py tests/peers/*.sh)
+peers := $(filter-out tests/peers/common.py,$(wildcard tests/peers/*.py tests/peers/*.sh))
 test_needs := chaos.h $(wildcard tests/*.h tests/unit/*.h tests/net/*.h tests/fuzz/*.h)
 
 all: $(programs)

@@ -6,101 +6,25 @@
 Needs nginx, curl and wrk on PATH (or /usr/sbin); a missing one is a loud skip, with CHAOS_CI=1 a failure.
 Everything listens on loopback, every wait has a deadline, every process is stopped by its id.
 """
-import atexit
+import atexit  # noqa: F401  this and some names below are for tests/bench/proxy.py
 import gzip
 import hashlib
-import http.client
 import json
 import math
 import os
 import random
 import re
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-BUILD = os.path.join(ROOT, "build")
+from common import (KEEP, OFF, RUNNING, TTL_MS, Proxy, answers, ask, case, cleanup, connect, counted,  # noqa: F401
+                    folder, free_port, main, need, note, once, spawn, stop, tool, until)
+
 ON = {"enabled": True, "latency": 200, "errorRate": 20, "errorStatus": 503, "seed": 42}
-OFF = {"enabled": False}
-TTL_MS = 300
 WITHIN = TTL_MS / 1000 + 1.0  # the promise: on and off within TTL + 1 s
-MARK = "X-Chaos-Injected"
-
-
-# ---- processes -------------------------------------------------------------------------------------------------
-
-RUNNING = []
-FOLDER = None
-
-
-def folder():
-    """One temporary folder for everything; readable, because nginx workers may run as another user."""
-    global FOLDER
-    if FOLDER is None:
-        FOLDER = tempfile.mkdtemp(prefix="chaos-peers-")
-        os.chmod(FOLDER, 0o755)
-    return FOLDER
-
-
-def cleanup():
-    for process in list(RUNNING):
-        stop(process)
-    if FOLDER:
-        shutil.rmtree(FOLDER, ignore_errors=True)
-
-
-def stop(process, patience=3.0):
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(patience)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-    if process in RUNNING:
-        RUNNING.remove(process)
-
-
-def spawn(argv, **options):
-    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, **options)
-    RUNNING.append(process)
-    return process
-
-
-def until(condition, seconds, what):
-    """Polls for a condition; the value it gave, or an AssertionError at the deadline."""
-    end = time.monotonic() + seconds
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > end:
-            raise AssertionError("not within %.1f s: %s" % (seconds, what))
-        time.sleep(0.01)
-
-
-def tool(name):
-    return shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin:/usr/local/sbin")
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def answers(port):
-    try:
-        socket.create_connection(("127.0.0.1", port), 0.2).close()
-        return True
-    except OSError:
-        return False
 
 
 def user_line():
@@ -158,117 +82,6 @@ class Nginx:
 
     def stop(self):
         stop(self.process)
-
-
-class Proxy:
-    """chaos-proxy with a file: config in its own folder; its log goes to a file."""
-
-    def __init__(self, upstream_port, config=OFF, ttl=TTL_MS, args=(), program=None):
-        self.dir = tempfile.mkdtemp(prefix="proxy-", dir=folder())
-        self.config = self.dir + "/chaos.json"
-        self.log_path = self.dir + "/log"
-        if config is not None:
-            self.put(config)
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("CHAOS_")}
-        self.process = spawn([program or os.path.join(BUILD, "chaos-proxy"), "--listen", "127.0.0.1:0",
-                              "--upstream", "http://127.0.0.1:%d" % upstream_port, "--config", "file:" + self.config,
-                              "--ttl", str(ttl), "--instance", "peer-test", *args],
-                             stdout=subprocess.PIPE, stderr=open(self.log_path, "w"), text=True, env=environment)
-        timer = threading.Timer(8, self.process.kill)  # a deadline for the line below
-        timer.start()
-        line = self.process.stdout.readline()
-        timer.cancel()
-        found = re.match(r"chaos-proxy listening on 127\.0\.0\.1:(\d+)\n$", line)
-        if not found:
-            raise RuntimeError("first line is %r; log: %s" % (line, open(self.log_path).read()[-500:]))
-        self.port = int(found.group(1))
-
-    def put(self, config):
-        """As an operator should: write beside it, then rename."""
-        text = config if isinstance(config, str) else json.dumps(config)
-        with open(self.config + ".new", "w") as f:
-            f.write(text)
-        os.rename(self.config + ".new", self.config)
-        return time.monotonic()
-
-    def log(self, action=None):
-        """The log so far; each line must be one JSON object."""
-        with open(self.log_path) as f:
-            text = f.read()
-        lines = [json.loads(line) for line in text[:text.rfind("\n") + 1].splitlines()]
-        assert all(line.get("source") == "chaos" for line in lines), "a log line of unknown source"
-        return [line for line in lines if action in (None, line.get("action"))]
-
-    def logged_faults(self):
-        """Faults the log tells of: one line each, or counted in a summary line."""
-        return len(self.log("inject")) + sum(line.get("suppressed", 0) for line in self.log("summary"))
-
-    def state(self):
-        states = self.log("state")
-        return states[-1]["state"] if states else None
-
-    def totals(self):
-        """Ends a counted proxy and returns its counters."""
-        self.signal(signal.SIGTERM)
-        assert self.wait_exit() == 0
-        return json.loads(self.process.stdout.read())
-
-    def signal(self, number):
-        self.process.send_signal(number)
-
-    def wait_exit(self, seconds=5):
-        code = self.process.wait(seconds)
-        stop(self.process)
-        return code
-
-    def stop(self):
-        stop(self.process)
-        self.process.stdout.close()
-
-
-def counted():
-    """The proxy that prints its counters when it ends, compiled once."""
-    program = os.path.join(BUILD, "tests", "peers", "counted")
-    source = os.path.join(ROOT, "tests", "peers", "counted.c")
-    parts = [source, os.path.join(ROOT, "chaos.h"), os.path.join(ROOT, "examples", "proxy.c")]
-    if not os.path.exists(program) or os.path.getmtime(program) < max(os.path.getmtime(part) for part in parts):
-        os.makedirs(os.path.dirname(program), exist_ok=True)
-        subprocess.run([*os.environ.get("CC", "cc").split(), "-std=c99", "-O2", "-pthread", "-o", program, source], check=True, timeout=60)
-    return program
-
-
-# ---- requests --------------------------------------------------------------------------------------------------
-
-class Reply:
-    def __init__(self, response, body, seconds, began):
-        self.status, self.body, self.seconds, self.began = response.status, body, seconds, began
-        self.headers = {k.lower(): v for k, v in response.getheaders()}
-        self.mark = self.headers.get(MARK.lower())
-
-
-def connect(port, timeout=10):
-    """A connection that never reopens itself: if the proxy closes it, the next request raises."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
-    connection.connect()
-    connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    connection.auto_open = 0
-    return connection
-
-
-def ask(connection, path="/text.txt", method="GET", body=None, headers=None, **more):
-    began = time.monotonic()
-    connection.request(method, path, body=body, headers=headers or {}, **more)
-    response = connection.getresponse()
-    data = response.read()
-    return Reply(response, data, time.monotonic() - began, began)
-
-
-def once(port, path="/text.txt", method="GET", body=None, headers=None, timeout=10, **more):
-    connection = connect(port, timeout)
-    try:
-        return ask(connection, path, method, body, headers, **more)
-    finally:
-        connection.close()
 
 
 class Clients:
@@ -382,31 +195,6 @@ def interval(n, p, confidence=0.999):
     return low, high
 
 
-# ---- harness ---------------------------------------------------------------------------------------------------
-
-CASES = []
-NOTES = []
-
-
-class Skip(Exception):
-    pass
-
-
-def case(function):
-    CASES.append(function)
-    return function
-
-
-def need(*names):
-    missing = [n for n in names if not tool(n)]
-    if missing:
-        raise Skip("not installed: " + " ".join(missing))
-
-
-def note(text):
-    NOTES.append("  " + text)
-
-
 # ---- the site nginx serves ---------------------------------------------------------------------------------------
 
 SITE = None
@@ -451,6 +239,7 @@ def site():
         }
     """ % (www, www, www, www), "site")
     SITE = (nginx, files, www)
+    KEEP.append(nginx.process)
     return SITE
 
 
@@ -954,53 +743,5 @@ def upstream_reload_under_load():
     assert got["other"] == 0, "%d of %d requests got an error while nginx reloaded" % (got["other"], got["requests"])
 
 
-# ---- main ----------------------------------------------------------------------------------------------------------------
-
-def main():
-    global BUILD
-    arguments = sys.argv[1:]
-    pick = arguments[arguments.index("--filter") + 1] if "--filter" in arguments else ""
-    verbose = "-v" in arguments or os.environ.get("CHECK_VERBOSE") == "1"
-    if "--build" in arguments:
-        BUILD = os.path.abspath(arguments[arguments.index("--build") + 1])
-    signal.signal(signal.SIGALRM, lambda *_: (print("FAIL real.py: not done in 120 s", flush=True), sys.exit(1)))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    signal.alarm(120)
-    passed = failed = skipped = 0
-    began = time.monotonic()
-    for function in CASES:
-        if pick not in function.__name__:
-            continue
-        start = time.monotonic()
-        try:
-            function()
-            passed += 1
-            if verbose:
-                print("ok   %s (%.1f s)" % (function.__name__, time.monotonic() - start), flush=True)
-        except Skip as reason:
-            if os.environ.get("CHAOS_CI") == "1":
-                failed += 1
-                print("FAIL %s: %s" % (function.__name__, reason), flush=True)
-            else:
-                skipped += 1
-                print("skip %s: %s" % (function.__name__, reason), flush=True)
-        except Exception as error:
-            failed += 1
-            place = error.__traceback__
-            while place.tb_next and place.tb_next.tb_frame.f_code.co_filename == __file__:
-                place = place.tb_next
-            print("FAIL %s %s:%d: %s%s" % (function.__name__, os.path.basename(__file__), place.tb_lineno,
-                                           "" if isinstance(error, AssertionError) else type(error).__name__ + ": ", error), flush=True)
-        for process in list(RUNNING):  # what a failed case left; the site stays
-            if not (SITE and process is SITE[0].process):
-                stop(process)
-    for line in NOTES:
-        print(line)
-    print("  %.1f s" % (time.monotonic() - began))
-    print("%d passed, %d failed%s" % (passed, failed, ", %d skipped" % skipped if skipped else ""))
-    return 1 if failed else 0
-
-
 if __name__ == "__main__":
-    atexit.register(cleanup)
     sys.exit(main())
