@@ -24,7 +24,8 @@ def number(value, unit):
         return "%+.1f" % value
     if unit in ("/s", "MB/s"):
         return "{:,.0f}".format(value)
-    return "%.*f" % (0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 1 or not unit else 3, value)
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 1 or not unit else 3
+    return "{:,.{}f}".format(value, digits)
 
 
 def sign(f):
@@ -65,6 +66,8 @@ def notes(proxy):
     told = [] if not proxy["figures"] else [
         "Rounds: %d, %g s a turn, the peers taking turns; medians. wrk, proxy and upstream share %d cores; chaos is off, replies have 100 bytes."
         % (proxy["rounds"], proxy["seconds"], proxy["cores"]),
+        "Other processes took %.2f cores meanwhile, and %.2f were stolen from this machine: believe the figures when both are near 0."
+        % (proxy["others"]["cores"], proxy["others"]["stolen"]),
         "A ratio is chaos-proxy's to the better of nginx and HAProxy in the same round (to HAProxy's: CPU per request, new connections).",
         "nginx has %d workers, HAProxy %d threads, http-proxy one process. Versions: " % (proxy["cores"], proxy["cores"])
         + ", ".join("%s %s" % (k, v) for k, v in proxy["versions"].items() if v) + "."]
