@@ -1847,6 +1847,8 @@ typedef struct chaosi_stripe {
 #define CHAOSI_WAKE(c) (&(c)->pipes[0])
 #define CHAOSI_STOP(c) (&(c)->pipes[2])
 #define CHAOSI_POKE(c) (&(c)->pipes[4])
+#define CHAOSI_BELL(c) (&(c)->pipes[6])
+#define CHAOSI_PIPES   8
 
 struct chaos {
     chaosi_u32 armed;    /* 1 = on or dry run: all that the off path looks at */
@@ -1878,8 +1880,8 @@ struct chaos {
     chaosi_slot *slots;
     char *bytes; /* CHAOS_CONFIG_INPUT_MAX + 1 */
     int log_fd;
-    int pipes[6]; /* three pairs: not on; chaos_proxy_stop; for the refresher; -1 = none */
-    long pid;     /* a fork's child must not touch the pipes it shares */
+    int pipes[CHAOSI_PIPES]; /* pairs: not on; chaos_proxy_stop; for the refresher; for the proxy's run; -1 = none */
+    long pid;                /* a fork's child must not touch the pipes it shares */
 #ifdef CHAOSI_THREADS
     pthread_mutex_t fetch_lock, lock;
     pthread_t refresher;
@@ -2007,7 +2009,7 @@ CHAOSI_FN void chaosi_sleep_until(chaosi_u64 deadline, int fd, int fd2) {
 CHAOSI_FN bool chaosi_open_pipes(chaos *c) {
     int i;
     c->pid = (long)getpid();
-    for (i = 0; i < 6; i++) {
+    for (i = 0; i < CHAOSI_PIPES; i++) {
         if (i % 2 == 0 && pipe(&c->pipes[i]) != 0) return false;
         fcntl(c->pipes[i], F_SETFD, FD_CLOEXEC);
         fcntl(c->pipes[i], F_SETFL, O_NONBLOCK);
@@ -2017,7 +2019,7 @@ CHAOSI_FN bool chaosi_open_pipes(chaos *c) {
 
 CHAOSI_FN void chaosi_close_pipes(chaos *c) {
     int i;
-    for (i = 0; i < 6; i++)
+    for (i = 0; i < CHAOSI_PIPES; i++)
         if (c->pipes[i] >= 0) close(c->pipes[i]);
     if (c->log_fd != 2) close(c->log_fd);
 }
@@ -3442,7 +3444,6 @@ typedef struct chaosi_proxy {
     chaosi_u32 idle, served, starving, dial_failed;
     chaosi_u32 stopping, hard;
     chaosi_u64 told[32];  /* when each outcome was logged last */
-    int bell[2];          /* a pipe: no worker is idle, and the eager ones are used up */
     pthread_mutex_t lock; /* guards what follows, and each worker's `upstream` */
     struct chaosi_worker *workers;
     int worker_count, idle_upstreams, address_count, client_count;
@@ -4466,13 +4467,13 @@ CHAOSI_FN int chaosi_active(chaosi_proxy *p) {
 /* Nobody waits for the next client: start one, up to the eager ones; beyond, the run looks whether that would help. */
 CHAOSI_FN void chaosi_want_worker(chaosi_proxy *p) {
     if (chaosi_active(p) < CHAOSI_EAGER_WORKERS) chaosi_add_worker(p);
-    else if (!CHAOSI_SWAP(&p->starving, 1u)) chaosi_ring(p->c, p->bell[1]);
+    else if (!CHAOSI_SWAP(&p->starving, 1u)) chaosi_ring(p->c, CHAOSI_BELL(p->c)[1]);
 }
 
 /* No worker is idle. While clients wait and requests take longer than CHAOSI_GROW_MS (by Little's law: fewer end in that time
    than are in progress), the workers grow by half: more of them would not help against a processor that is busy. */
 CHAOSI_FN void chaosi_grow(chaosi_proxy *p) {
-    chaosi_drain(p->c, p->bell[0]);
+    chaosi_drain(p->c, CHAOSI_BELL(p->c)[0]);
     while (!CHAOSI_LOAD(&p->idle) && !chaosi_readable(CHAOSI_STOP(p->c)[0])) {
         chaosi_u64 start = chaosi_clock(false), passed;
         chaosi_u32 served = CHAOSI_LOAD(&p->served);
@@ -4602,12 +4603,12 @@ CHAOSI_FN chaos_result chaosi_open_listener(chaosi_proxy *p, chaos_error *err) {
 
 /* The set that workers wait on. */
 CHAOSI_FN chaos_result chaosi_open_ready(chaosi_proxy *p, chaos_error *err) {
-    bool ok = chaosi_pipe(p->bell);
 #ifdef CHAOSI_EPOLL
     p->ready = epoll_create1(EPOLL_CLOEXEC);
-    ok = ok && chaosi_watch(p, true, CHAOSI_STOP(p->c)[0], p, true) && chaosi_watch(p, true, p->listener, &p->listener, true);
+    if (!chaosi_watch(p, true, CHAOSI_STOP(p->c)[0], p, true) || !chaosi_watch(p, true, p->listener, &p->listener, true))
+        return chaosi_fail(err, CHAOS_ERR_SYSTEM, "epoll: %s", strerror(errno));
 #endif
-    return ok ? CHAOS_OK : chaosi_fail(err, CHAOS_ERR_SYSTEM, "pipe or epoll: %s", strerror(errno));
+    return (void)err, CHAOS_OK;
 }
 
 CHAOSI_FN chaos_result chaosi_proxy_limits(chaos_proxy_desc *d, chaos_error *err) {
@@ -4676,8 +4677,8 @@ CHAOSI_FN chaos_result chaosi_serve_all(chaosi_proxy *p, chaos_error *err) {
     if (!chaosi_add_worker(p)) return chaosi_fail(err, CHAOS_ERR_MEMORY, "cannot start a worker thread");
     resolves = resolves && chaosi_thread(&resolver, chaosi_resolver, p);
     while (!chaosi_readable(CHAOSI_STOP(p->c)[0])) {
-        chaosi_sleep_until(chaosi_in(tick), CHAOSI_STOP(p->c)[0], p->bell[0]);
-        if (chaosi_readable(p->bell[0])) chaosi_grow(p);
+        chaosi_sleep_until(chaosi_in(tick), CHAOSI_STOP(p->c)[0], CHAOSI_BELL(p->c)[0]);
+        if (chaosi_readable(CHAOSI_BELL(p->c)[0])) chaosi_grow(p);
         if (chaosi_clock(false) < next) continue;
         next = chaosi_in(tick);
         chaosi_pool_trim(p, CHAOSI_POOL_IDLE_NS);
@@ -4706,7 +4707,7 @@ CHAOSI_FN chaos_result chaosi_proxy_run(chaos *c, const chaos_proxy_desc *d, cha
     memset(p, 0, sizeof *p);
     p->c = c;
     p->d = full;
-    p->listener = p->ready = p->bell[0] = p->bell[1] = -1;
+    p->listener = p->ready = -1;
     p->clients = (chaosi_client *)(void *)((char *)p + self);
     p->pool = (chaosi_idle *)(void *)(p->clients + most);
     pthread_mutex_init(&p->lock, NULL);
@@ -4719,7 +4720,6 @@ CHAOSI_FN chaos_result chaosi_proxy_run(chaos *c, const chaos_proxy_desc *d, cha
     if (r == CHAOS_OK) r = chaosi_serve_all(p, err);
     if (p->listener >= 0) close(p->listener);
     if (p->ready >= 0) close(p->ready);
-    if (p->bell[0] >= 0) close(p->bell[0]), close(p->bell[1]);
     chaosi_drain(c, CHAOSI_STOP(c)[0]);
     CHAOSI_ORDERED(&c->modes, CHAOSI_MODES_IN_PROCESS);
     pthread_mutex_destroy(&p->lock);
