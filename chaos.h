@@ -488,6 +488,9 @@ CHAOS_POINT(void, chaos_proxy_stop, (chaos * c), (void)c)
 #define CHAOSI_EPOLL
 #include <sys/epoll.h>
 #endif
+#ifdef __linux__
+#include <sys/prctl.h>
+#endif
 #endif
 
 #if defined(__GNUC__) || defined(__clang__)
@@ -3428,7 +3431,7 @@ typedef struct chaosi_idle {
 
 /* A client's connection: all that a parked one costs besides its socket. */
 typedef struct chaosi_client {
-    int fd;
+    int fd, upstream; /* -1 = none; upstream: while its request is forwarded */
     chaosi_u64 place; /* to and from FREE under the lock */
     bool known;       /* to epoll */
     bool armed;       /* it tells of this client; not while a body or a tunnel is streamed */
@@ -3441,12 +3444,11 @@ typedef struct chaosi_proxy {
     chaos_proxy_desc d;                                    /* defaults filled in */
     int listener, ready;                                   /* ready: the epoll set of parked clients, the listener and the stop pipe */
     char host[256], port[8], host_port[300], prefix[1024]; /* of the upstream; host_port as Host would say it */
-    chaosi_u32 idle, served, starving, dial_failed;
+    chaosi_u32 workers, idle, served, starving, dial_failed;
     chaosi_u32 stopping, hard;
     chaosi_u64 told[32];  /* when each outcome was logged last */
-    pthread_mutex_t lock; /* guards what follows, and each worker's `upstream` */
-    struct chaosi_worker *workers;
-    int worker_count, idle_upstreams, address_count, client_count;
+    pthread_mutex_t lock; /* guards what follows, and each client's `upstream` */
+    int idle_upstreams, address_count, client_count;
     chaosi_u64 full_since, full_ns; /* when client_count reached its limit; what of such time is not counted yet */
     bool full_told;
     chaosi_address addresses[CHAOSI_ADDRESSES];
@@ -3515,9 +3517,8 @@ typedef struct chaosi_flow {
 
 typedef struct chaosi_worker {
     chaosi_proxy *p;
-    struct chaosi_worker *next;
     chaosi_client *who;
-    int client, upstream; /* upstream: -1 = none; changed under p->lock */
+    int client;
     bool reused;          /* the upstream socket has served before */
     char *in, *rep, *out; /* client's bytes, upstream's bytes, the head being sent */
     size_t in_cap, rep_cap, out_cap;
@@ -3562,13 +3563,13 @@ CHAOSI_FN bool chaosi_watch(chaosi_proxy *p, bool add, int fd, void *what, bool 
 /* Under the lock, so that a hard stop never shuts down a number that was closed meanwhile. */
 CHAOSI_FN void chaosi_set_upstream(chaosi_worker *w, int fd) {
     pthread_mutex_lock(&w->p->lock);
-    w->upstream = fd;
+    w->who->upstream = fd;
     if (fd >= 0 && CHAOSI_LOAD(&w->p->hard)) shutdown(fd, SHUT_RDWR);
     pthread_mutex_unlock(&w->p->lock);
 }
 
 CHAOSI_FN void chaosi_drop_upstream(chaosi_worker *w) {
-    int fd = w->upstream;
+    int fd = w->who->upstream;
     if (fd < 0) return;
     chaosi_set_upstream(w, -1);
     close(fd);
@@ -3595,7 +3596,8 @@ CHAOSI_FN int chaosi_pool_take(chaosi_worker *w, chaosi_u64 most_idle) {
     for (;;) {
         int fd = -1;
         pthread_mutex_lock(&p->lock);
-        if (p->idle_upstreams && now < p->pool[p->idle_upstreams - 1].since + most_idle) w->upstream = fd = p->pool[--p->idle_upstreams].fd;
+        if (p->idle_upstreams && now < p->pool[p->idle_upstreams - 1].since + most_idle)
+            w->who->upstream = fd = p->pool[--p->idle_upstreams].fd;
         pthread_mutex_unlock(&p->lock);
         if (fd < 0 || chaosi_is_quiet(fd)) return fd;
         chaosi_drop_upstream(w);
@@ -3604,7 +3606,7 @@ CHAOSI_FN int chaosi_pool_take(chaosi_worker *w, chaosi_u64 most_idle) {
 
 CHAOSI_FN void chaosi_pool_put(chaosi_worker *w) {
     chaosi_proxy *p = w->p;
-    int fd = w->upstream;
+    int fd = w->who->upstream;
     bool kept;
     pthread_mutex_lock(&p->lock);
     kept = !CHAOSI_LOAD(&p->stopping) && p->idle_upstreams < p->d.max_connections;
@@ -3612,7 +3614,7 @@ CHAOSI_FN void chaosi_pool_put(chaosi_worker *w) {
         p->pool[p->idle_upstreams].fd = fd;
         p->pool[p->idle_upstreams++].since = chaosi_clock(false);
     }
-    w->upstream = -1;
+    w->who->upstream = -1;
     pthread_mutex_unlock(&p->lock);
     if (!kept) close(fd);
 }
@@ -3652,24 +3654,26 @@ CHAOSI_FN int chaosi_dial_upstream(chaosi_worker *w) {
 }
 
 /* -- flows -- */
-CHAOSI_FN void chaosi_flow_start(chaosi_flow *f, const chaosi_head *head, int from, int to, char *buf, size_t cap, size_t len) {
+CHAOSI_FN void chaosi_flow_start(chaosi_flow *f, const chaosi_head *head, chaosi_body body, int from, int to, char *buf, size_t cap,
+                                 size_t len) {
     memset(f, 0, offsetof(chaosi_flow, chunk) + offsetof(chaosi_chunked, trailers));
-    f->head = head;
+    f->head = head, f->body = body;
     f->from = from, f->to = to;
     f->buf = buf, f->cap = cap, f->len = len;
+    f->left = head->length;
+    f->ended = body == CHAOSI_BODY_NONE || (body == CHAOSI_BODY_LENGTH && !f->left);
+}
+
+/* The request's side. */
+CHAOSI_FN void chaosi_start_up(chaosi_worker *w, int to, chaosi_body body) {
+    size_t at = w->head_len;
+    chaosi_flow_start(&w->up, &w->req, body, w->client, to, w->in + at, w->in_cap - at, w->in_len - at);
 }
 
 CHAOSI_FN void chaosi_flow_out(chaosi_flow *f, const void *at, size_t len) {
     if (!len || f->to < 0) return;
     f->out[f->out_count].iov_base = (void *)(size_t)at;
     f->out[f->out_count++].iov_len = len;
-}
-
-CHAOSI_FN void chaosi_flow_body(chaosi_flow *f, chaosi_body body, chaosi_u64 length, bool chunk_out) {
-    f->body = body;
-    f->left = length;
-    f->chunk_out = chunk_out;
-    f->ended = body == CHAOSI_BODY_NONE || (body == CHAOSI_BODY_LENGTH && !length);
 }
 
 /* Truncates (a body of known length at its half, another one within its first piece) or corrupts (one byte in 64, from the
@@ -3792,7 +3796,7 @@ CHAOSI_FN int chaosi_flows_wait(chaosi_worker *w, bool listening, chaosi_u64 dea
     int r;
     memset(p, 0, sizeof p);
     p[0].fd = w->client;
-    p[1].fd = w->upstream;
+    p[1].fd = w->who->upstream;
     if (chaosi_flow_wants_bytes(&w->up)) p[0].events = (short)(p[0].events | POLLIN);
     if (!chaosi_flow_over(&w->up) && w->up.out_count) p[1].events = (short)(p[1].events | POLLOUT);
     if (listening || chaosi_flow_wants_bytes(&w->down)) p[1].events = (short)(p[1].events | POLLIN);
@@ -3958,8 +3962,7 @@ CHAOSI_FN bool chaosi_swallow_body(chaosi_worker *w) {
     chaosi_u64 deadline = chaosi_in(1000);
     chaosi_flow *f = &w->up;
     size_t bytes = 0;
-    chaosi_flow_start(f, &w->req, w->client, -1, w->in + w->head_len, w->in_cap - w->head_len, w->in_len - w->head_len);
-    chaosi_flow_body(f, chaosi_request_body(&w->req), w->req.length, false);
+    chaosi_start_up(w, -1, chaosi_request_body(&w->req));
     if (chaosi_has_body(&w->req) && (w->req.expects || w->req.length > CHAOSI_INJECT_BODY_MAX)) return false;
     for (;;) {
         bytes += f->len;
@@ -4016,22 +4019,41 @@ CHAOSI_FN bool chaosi_put_upstream_head(chaosi_worker *w) {
     chaosi_put_request(&o, &w->req, w->p->prefix, host, w->who->peer);
     if (w->who->armed && (w->req.chunked || w->req.tunnel || w->req.length > CHAOSI_BODY_BUFFER))
         w->who->armed = !chaosi_watch(w->p, false, w->client, w->who, false); /* what is streamed wakes nobody else */
-    chaosi_flow_start(&w->up, &w->req, w->client, w->upstream, w->in + w->head_len, w->in_cap - w->head_len, w->in_len - w->head_len);
-    chaosi_flow_body(&w->up, chaosi_request_body(&w->req), w->req.length, w->req.chunked);
+    chaosi_start_up(w, w->who->upstream, chaosi_request_body(&w->req));
+    w->up.chunk_out = w->req.chunked;
     chaosi_flow_out(&w->up, w->out, o.len);
     return o.len < o.cap;
 }
 
+/* What a cache could keep a damaged or delayed reply by, past the experiment. */
+CHAOSI_FN bool chaosi_is_validator(const chaosi_worker *w, chaosi_span name) {
+    static const char *const names[] = {"cache-control", "etag",   "last-modified",  "age", /* and of corrupt ones: */
+                                        "content-md5",   "digest", "content-digest", "repr-digest"};
+    size_t i, count = w->verdict.kind == CHAOS_PASS ? 0 : w->verdict.kind == CHAOS_CORRUPT ? 8 : 4;
+    for (i = 0; i < count; i++)
+        if (chaosi_is(name, names[i])) return true;
+    return false;
+}
+
+/* Status line and fields of the upstream's reply, as they go on. */
+CHAOSI_FN chaosi_out chaosi_put_reply(chaosi_worker *w) {
+    chaosi_out o = chaosi_into(w->out, w->out_cap);
+    char line[32];
+    int i;
+    snprintf(line, sizeof line, "HTTP/1.1 %d ", w->reply.status);
+    chaosi_puts(&o, line);
+    chaosi_put_span(&o, w->reply.reason);
+    chaosi_puts(&o, "\r\n");
+    for (i = 0; i < w->reply.count; i++) {
+        chaosi_span name = w->reply.fields[i].name;
+        if (!chaosi_is_hop_by_hop(&w->reply, name) && !chaosi_is_validator(w, name)) chaosi_put_field(&o, name, w->reply.fields[i].value);
+    }
+    return o;
+}
+
 /* An interim reply goes on to a client that can take it (not HTTP/1.0), and off the buffer. */
 CHAOSI_FN void chaosi_forward_interim(chaosi_worker *w, int head_len) {
-    chaosi_out o = chaosi_into(w->out, w->out_cap);
-    char line[64];
-    int i;
-    snprintf(line, sizeof line, "HTTP/1.1 %d %s\r\n", w->reply.status, w->reply.status == 100 ? "Continue" : "Interim");
-    chaosi_puts(&o, line);
-    for (i = 0; i < w->reply.count; i++)
-        if (!chaosi_is_hop_by_hop(&w->reply, w->reply.fields[i].name))
-            chaosi_put_field(&o, w->reply.fields[i].name, w->reply.fields[i].value);
+    chaosi_out o = chaosi_put_reply(w);
     chaosi_puts(&o, "\r\n");
     if (w->req.minor) chaosi_send_all(w->client, w->out, o.len, chaosi_in(w->p->d.body_timeout));
     memmove(w->rep, w->rep + head_len, w->rep_len - (size_t)head_len);
@@ -4072,8 +4094,8 @@ CHAOSI_FN chaosi_outcome chaosi_ask_upstream(chaosi_worker *w, int *head_len) {
             if (r == 0) return chaosi_flow_wants_bytes(&w->up) ? CHAOSI_SLOW_BODY : CHAOSI_TIMED_OUT;
             if (!(r & 4)) continue;
         }
-        n = wait ? chaosi_recv_first(w->upstream, w->rep, w->rep_cap)
-                 : recv(w->upstream, w->rep + w->rep_len, w->rep_cap - w->rep_len, MSG_DONTWAIT);
+        n = wait ? chaosi_recv_first(w->who->upstream, w->rep, w->rep_cap)
+                 : recv(w->who->upstream, w->rep + w->rep_len, w->rep_cap - w->rep_len, MSG_DONTWAIT);
         if (n < 0 && chaosi_would_block() && wait) return CHAOSI_TIMED_OUT;
         if (n < 0 && chaosi_would_block()) continue;
         if (n <= 0) return w->rep_len || interims ? CHAOSI_BAD_REPLY : w->reused ? CHAOSI_STALE : CHAOSI_NO_REPLY;
@@ -4090,7 +4112,7 @@ CHAOSI_FN chaosi_outcome chaosi_exchange(chaosi_worker *w, int *head_len) {
     int problem;
     w->reused = chaosi_pool_take(w, safe ? CHAOSI_POOL_IDLE_NS : CHAOSI_POST_IDLE_NS) >= 0;
     while (outcome == CHAOSI_STALE) {
-        if (w->upstream < 0 && (problem = chaosi_dial_upstream(w)) != 0) return chaosi_dial_outcome(problem);
+        if (w->who->upstream < 0 && (problem = chaosi_dial_upstream(w)) != 0) return chaosi_dial_outcome(problem);
         if (!chaosi_put_upstream_head(w)) return CHAOSI_BIG_HEAD;
         outcome = chaosi_ask_upstream(w, head_len);
         if (outcome != CHAOSI_REPLY) chaosi_drop_upstream(w);
@@ -4106,32 +4128,11 @@ CHAOSI_FN chaosi_body chaosi_reply_body(const chaosi_worker *w) {
     return w->reply.has_length ? CHAOSI_BODY_LENGTH : CHAOSI_BODY_CLOSE;
 }
 
-/* What a cache could keep a damaged or delayed reply by, past the experiment. */
-CHAOSI_FN bool chaosi_is_validator(const chaosi_worker *w, chaosi_span name) {
-    static const char *const names[] = {"cache-control", "etag",   "last-modified",  "age", /* and of damaged ones: */
-                                        "content-md5",   "digest", "content-digest", "repr-digest"};
-    size_t i, count = w->verdict.kind == CHAOS_CORRUPT ? 8 : 4;
-    for (i = 0; i < count; i++)
-        if (chaosi_is(name, names[i])) return true;
-    return false;
-}
-
 /* The reply head as the client gets it. False = too large. */
 CHAOSI_FN bool chaosi_put_client_head(chaosi_worker *w, chaosi_body body, size_t *len) {
-    chaosi_out o = chaosi_into(w->out, w->out_cap);
-    bool marked = w->verdict.kind != CHAOS_PASS;
+    chaosi_out o = chaosi_put_reply(w);
     char line[80];
-    int i;
-    snprintf(line, sizeof line, "HTTP/1.1 %d ", w->reply.status);
-    chaosi_puts(&o, line);
-    chaosi_put_span(&o, w->reply.reason);
-    chaosi_puts(&o, "\r\n");
-    for (i = 0; i < w->reply.count; i++) {
-        chaosi_span name = w->reply.fields[i].name;
-        if (!chaosi_is_hop_by_hop(&w->reply, name) && !(marked && chaosi_is_validator(w, name)))
-            chaosi_put_field(&o, name, w->reply.fields[i].value);
-    }
-    if (marked) {
+    if (w->verdict.kind) {
         snprintf(line, sizeof line, "X-Chaos-Injected: %s\r\nCache-Control: no-store\r\n", chaos_kind_text(w->verdict.kind));
         chaosi_puts(&o, line);
         snprintf(line, sizeof line, "X-Chaos-Delay-Ms: %u\r\n", w->verdict.delay_us / 1000);
@@ -4170,8 +4171,7 @@ CHAOSI_FN bool chaosi_stream(chaosi_worker *w) {
 CHAOSI_FN void chaosi_tunnel(chaosi_worker *w) {
     chaosi_flow *flows[2] = {&w->up, &w->down}, *f;
     int i, open = 2;
-    chaosi_flow_start(&w->up, &w->req, w->client, w->upstream, w->in + w->head_len, w->in_cap - w->head_len, w->in_len - w->head_len);
-    chaosi_flow_body(&w->up, CHAOSI_BODY_CLOSE, 0, false);
+    chaosi_start_up(w, w->who->upstream, CHAOSI_BODY_CLOSE);
     do {
         for (i = 0; i < 2; i++) {
             f = flows[i];
@@ -4196,7 +4196,7 @@ CHAOSI_FN void chaosi_spare_bodiless(chaosi_worker *w, chaosi_body body) {
 CHAOSI_FN bool chaosi_relay(chaosi_worker *w, int head_len) {
     chaosi_body body = w->reply.status == 101 ? CHAOSI_BODY_CLOSE : chaosi_reply_body(w);
     chaosi_flow *down = &w->down;
-    size_t len;
+    size_t len, at = (size_t)head_len;
     bool whole;
     if (!w->up.done) w->close = w->lingers = true; /* an early reply: the rest of the body is not wanted */
     if (body == CHAOSI_BODY_CLOSE || (body == CHAOSI_BODY_CHUNKED && !w->req.minor)) w->close = true;
@@ -4205,9 +4205,8 @@ CHAOSI_FN bool chaosi_relay(chaosi_worker *w, int head_len) {
         chaosi_refuse(w, CHAOSI_BAD_REPLY);
         return false;
     }
-    chaosi_flow_start(down, &w->reply, w->upstream, w->client, w->rep + head_len, w->rep_cap - (size_t)head_len,
-                      w->rep_len - (size_t)head_len);
-    chaosi_flow_body(down, body, w->reply.length, body == CHAOSI_BODY_CHUNKED && w->req.minor > 0);
+    chaosi_flow_start(down, &w->reply, body, w->who->upstream, w->client, w->rep + at, w->rep_cap - at, w->rep_len - at);
+    down->chunk_out = body == CHAOSI_BODY_CHUNKED && w->req.minor > 0;
     chaosi_flow_out(down, w->out, len);
     if (w->reply.status == 101) {
         chaosi_tunnel(w);
@@ -4288,7 +4287,7 @@ CHAOSI_FN chaosi_client *chaosi_admit(chaosi_proxy *p) {
         who = p->free_clients;
         if (who) p->free_clients = who->next_free;
         else who = &p->clients[p->client_used++];
-        who->fd = -1;
+        who->fd = who->upstream = -1;
         who->known = who->armed = false;
         CHAOSI_ORDERED(&who->place, CHAOSI_BUSY);
         if (++p->client_count == p->d.max_connections) chaosi_watch_listener(p, false);
@@ -4418,51 +4417,33 @@ CHAOSI_FN void chaosi_serve(chaosi_worker *w) {
 /* -- workers -- */
 static void *chaosi_worker_main(void *arg);
 
-CHAOSI_FN bool chaosi_make_worker(chaosi_proxy *p) {
-    size_t head = (size_t)p->d.head_limit, in_cap = head + CHAOSI_BODY_BUFFER, out_cap = head + CHAOSI_HEAD_ROOM;
-    size_t self = (sizeof(chaosi_worker) + 63) / 64 * 64;
-    char *block = (char *)p->c->desc.alloc(p->c->desc.alloc_user, self + 2 * in_cap + out_cap);
-    chaosi_worker *w = (chaosi_worker *)(void *)block;
-    pthread_t thread;
-    if (!block) return false;
-    memset(w, 0, offsetof(chaosi_worker, up));
-    w->p = p;
-    w->client = w->upstream = -1;
-    w->in = block + self;
-    w->rep = w->in + in_cap;
-    w->out = w->rep + in_cap;
-    w->in_cap = w->rep_cap = in_cap;
-    w->out_cap = out_cap;
-    if (chaosi_thread(&thread, chaosi_worker_main, w)) return true;
-    p->c->desc.free(p->c->desc.alloc_user, block);
-    return false;
-}
-
 /* Starts a worker; it counts as idle from here on. False = the limit, the stop, or no memory or thread to be had. */
 CHAOSI_FN bool chaosi_add_worker(chaosi_proxy *p) {
-    bool room;
-    pthread_mutex_lock(&p->lock);
-    room = p->worker_count < p->d.max_connections && !CHAOSI_SEQ(&p->stopping);
-    p->worker_count += room;
-    pthread_mutex_unlock(&p->lock);
-    if (!room) return false;
+    size_t head = (size_t)p->d.head_limit, in_cap = head + CHAOSI_BODY_BUFFER, out_cap = head + CHAOSI_HEAD_ROOM;
+    size_t self = (sizeof(chaosi_worker) + 63) / 64 * 64;
+    bool room = CHAOSI_ENTER(&p->workers, 1u) < (chaosi_u32)p->d.max_connections && !CHAOSI_SEQ(&p->stopping);
+    char *block = room ? (char *)p->c->desc.alloc(p->c->desc.alloc_user, self + 2 * in_cap + out_cap) : NULL;
+    chaosi_worker *w = (chaosi_worker *)(void *)block;
+    pthread_t thread;
     CHAOSI_ENTER(&p->idle, 1u);
-    if (chaosi_make_worker(p)) return true;
+    if (w) {
+        memset(w, 0, offsetof(chaosi_worker, up));
+        w->p = p;
+        w->in = block + self;
+        w->rep = w->in + in_cap;
+        w->out = w->rep + in_cap;
+        w->in_cap = w->rep_cap = in_cap;
+        w->out_cap = out_cap;
+        if (chaosi_thread(&thread, chaosi_worker_main, w)) return true;
+        p->c->desc.free(p->c->desc.alloc_user, w);
+    }
     CHAOSI_ENTER(&p->idle, ~0u);
-    pthread_mutex_lock(&p->lock);
-    p->worker_count--;
-    pthread_mutex_unlock(&p->lock);
+    CHAOSI_ENTER(&p->workers, ~0u);
     return false;
 }
 
 /* Workers that are not held by an injected delay. */
-CHAOSI_FN int chaosi_active(chaosi_proxy *p) {
-    int count;
-    pthread_mutex_lock(&p->lock);
-    count = p->worker_count;
-    pthread_mutex_unlock(&p->lock);
-    return count - (int)CHAOSI_LOAD(&p->c->waiting);
-}
+CHAOSI_FN int chaosi_active(chaosi_proxy *p) { return (int)CHAOSI_LOAD(&p->workers) - (int)CHAOSI_LOAD(&p->c->waiting); }
 
 /* Nobody waits for the next client: start one, up to the eager ones; beyond, the run looks whether that would help. */
 CHAOSI_FN void chaosi_want_worker(chaosi_proxy *p) {
@@ -4489,25 +4470,18 @@ CHAOSI_FN void chaosi_grow(chaosi_proxy *p) {
     CHAOSI_SWAP(&p->starving, 0u);
 }
 
-/* Leaves the list, and leaves this thread for the next one that goes (or the run) to join. */
-CHAOSI_FN void chaosi_retire(chaosi_worker *w) {
-    chaosi_proxy *p = w->p;
-    chaosi_worker **link = &p->workers;
+/* Leaves this thread for the next one that goes (or the run) to join. */
+CHAOSI_FN void chaosi_retire(chaosi_proxy *p) {
     pthread_t before = pthread_self();
     bool has_before;
     pthread_mutex_lock(&p->lock);
-    while (*link != w) link = &(*link)->next;
-    *link = w->next;
-    p->c->desc.free(p->c->desc.alloc_user, w);
     has_before = p->has_gone;
     if (has_before) before = p->gone;
     p->gone = pthread_self();
     p->has_gone = true;
     pthread_mutex_unlock(&p->lock);
     if (has_before) pthread_join(before, NULL);
-    pthread_mutex_lock(&p->lock);
-    p->worker_count--;
-    pthread_mutex_unlock(&p->lock);
+    CHAOSI_ENTER(&p->workers, ~0u);
 }
 
 static void *chaosi_worker_main(void *arg) {
@@ -4517,17 +4491,15 @@ static void *chaosi_worker_main(void *arg) {
     struct sched_param none;
     memset(&none, 0, sizeof none);
     pthread_setschedparam(pthread_self(), 3, &none);
+    prctl(PR_SET_TIMERSLACK, 1ul); /* delays end when they should: the default adds 50 us */
 #endif
-    pthread_mutex_lock(&p->lock);
-    w->next = p->workers;
-    p->workers = w;
-    pthread_mutex_unlock(&p->lock);
     while (chaosi_next_client(w)) {
         if (CHAOSI_ENTER(&p->idle, ~0u) == 1) chaosi_want_worker(p);
         chaosi_serve(w);
         CHAOSI_ENTER(&p->idle, 1u);
     }
-    chaosi_retire(w);
+    p->c->desc.free(p->c->desc.alloc_user, w);
+    chaosi_retire(p);
     return NULL;
 }
 
@@ -4636,35 +4608,25 @@ CHAOSI_FN chaos_result chaosi_proxy_limits(chaos_proxy_desc *d, chaos_error *err
     return CHAOS_OK;
 }
 
-/* Waits until the last worker is gone, at most until the deadline. */
-CHAOSI_FN bool chaosi_wait_workers(chaosi_proxy *p, chaosi_u64 deadline) {
-    int left;
-    for (;;) {
-        pthread_mutex_lock(&p->lock);
-        left = p->worker_count;
-        pthread_mutex_unlock(&p->lock);
-        if (!left || chaosi_clock(false) >= deadline) return left == 0;
-        chaosi_nap(CHAOSI_MS);
-    }
-}
-
 /* Stop: no new connections, idle ones close, the rest has until the drain is over, then its sockets are shut. */
 CHAOSI_FN void chaosi_drain_workers(chaosi_proxy *p) {
-    chaosi_worker *w;
+    chaosi_u64 deadline = chaosi_in(p->d.drain_timeout);
     int i;
     CHAOSI_ORDERED(&p->stopping, 1u);
     shutdown(p->listener, SHUT_RDWR);
     chaosi_sweep(p, 0);
-    if (!chaosi_wait_workers(p, chaosi_in(p->d.drain_timeout))) {
+    while (CHAOSI_SEQ(&p->workers) && chaosi_clock(false) < deadline) chaosi_nap(CHAOSI_MS);
+    if (CHAOSI_SEQ(&p->workers)) {
         pthread_mutex_lock(&p->lock);
         CHAOSI_ORDERED(&p->hard, 1u);
         for (i = 0; i < p->client_used; i++)
-            if (CHAOSI_SEQ(&p->clients[i].place) != CHAOSI_FREE) shutdown(CHAOSI_SEQ(&p->clients[i].fd), SHUT_RDWR);
-        for (w = p->workers; w; w = w->next)
-            if (w->upstream >= 0) shutdown(w->upstream, SHUT_RDWR);
+            if (CHAOSI_SEQ(&p->clients[i].place) != CHAOSI_FREE) {
+                shutdown(CHAOSI_SEQ(&p->clients[i].fd), SHUT_RDWR);
+                if (p->clients[i].upstream >= 0) shutdown(p->clients[i].upstream, SHUT_RDWR);
+            }
         pthread_mutex_unlock(&p->lock);
-        chaosi_wait_workers(p, CHAOSI_NEVER);
     }
+    while (CHAOSI_SEQ(&p->workers)) chaosi_nap(CHAOSI_MS);
     if (p->has_gone) pthread_join(p->gone, NULL);
     chaosi_pool_trim(p, 0);
 }
