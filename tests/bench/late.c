@@ -84,13 +84,12 @@ static void on_event(void *user, const chaos_event *e) {
 }
 
 static void back_from_sleep(void) {
-    double now;
-    if (deadline > 0 && woke <= 0 && (now = now_ms()) >= deadline) woke = now;
+    if (deadline > 0) woke = now_ms();
 }
 
 static int watched_poll(struct pollfd *p, nfds_t n, int ms) {
     int r = poll(p, n, ms);
-    back_from_sleep();
+    if (ms != 0) back_from_sleep();
     return r;
 }
 
