@@ -62,18 +62,7 @@
    CHAOS_NO_NET       implies the three above, no sockets at all        CHAOS_NO_THREADS  no refresher thread, no proxy
    CHAOS_WITH_CURL    ssm: through libcurl (not in this version)
    CHAOS_COMPILE_OUT  every call on a handle becomes a typed no-op; chaos_json_check, chaos_config_* and chaos_judge stay */
-#ifdef CHAOS_NO_NET
-#ifndef CHAOS_NO_PROXY
-#define CHAOS_NO_PROXY
-#endif
-#ifndef CHAOS_NO_LAMBDA
-#define CHAOS_NO_LAMBDA
-#endif
-#ifndef CHAOS_NO_SSM
-#define CHAOS_NO_SSM
-#endif
-#endif
-#if defined(CHAOS_NO_THREADS) && !defined(CHAOS_NO_PROXY)
+#if (defined(CHAOS_NO_NET) || defined(CHAOS_NO_THREADS)) && !defined(CHAOS_NO_PROXY)
 #define CHAOS_NO_PROXY
 #endif
 
@@ -116,9 +105,8 @@ extern "C" {
     X(CHAOS_ERR_ADDRESS, "bad address")                      \
     X(CHAOS_ERR_COMPILED_OUT, "compiled out")
 
-#define CHAOS_RESULT_CODE(code, text) code,
-typedef enum chaos_result { CHAOS_RESULTS(CHAOS_RESULT_CODE) CHAOS_RESULT_COUNT } chaos_result;
-#undef CHAOS_RESULT_CODE
+#define CHAOS_CODE(code, text) code,
+typedef enum chaos_result { CHAOS_RESULTS(CHAOS_CODE) CHAOS_RESULT_COUNT } chaos_result;
 
 /* What went wrong, and where. line and column count from 1, columns in characters; line 0 = not about a text. */
 typedef struct chaos_error {
@@ -128,7 +116,7 @@ typedef struct chaos_error {
     char text[200]; /* names the key or the failing call; always NUL-terminated */
 } chaos_error;
 
-/* The library's version, to compare with CHAOS_VERSION at run time. Any thread. */
+/* The library's version, to compare with CHAOS_VERSION. Any thread. */
 CHAOS_API const char *chaos_version(void);
 /* A short text for a code; never NULL. Any thread. */
 CHAOS_API const char *chaos_result_text(chaos_result code);
@@ -171,17 +159,15 @@ typedef struct chaos_match {
 
 /* The fault keys, as they stand at the top level and in each rule (rules inherit from the top level when parsed). */
 typedef struct chaos_fault {
-    unsigned char latency_kind; /* chaos_latency */
-    unsigned char latency_rate; /* percent 0..100 */
-    unsigned char error_rate;   /* percent 0..100 */
-    unsigned char error_mode;   /* chaos_kind, CHAOS_STATUS..CHAOS_CORRUPT */
-    unsigned char error_after;  /* 1 = errorWhen "after" */
-    unsigned char unused;
-    unsigned short error_status; /* 200..599 */
-    unsigned latency[4];         /* ms: {fixed} {min,max} {mean,max} {p50,p95,p99,max} */
-    unsigned bandwidth;          /* KiB/s, 0 = off */
-    int retry_after;             /* s, -1 = no header */
-    chaos_text error_body;       /* len 0 = the short default text */
+    unsigned char latency_kind;             /* chaos_latency */
+    unsigned char latency_rate, error_rate; /* percent 0..100 */
+    unsigned char error_mode;               /* chaos_kind, CHAOS_STATUS..CHAOS_CORRUPT */
+    unsigned char error_after, unused;      /* 1 = errorWhen "after" */
+    unsigned short error_status;            /* 200..599 */
+    unsigned latency[4];                    /* ms: {fixed} {min,max} {mean,max} {p50,p95,p99,max} */
+    unsigned bandwidth;                     /* KiB/s, 0 = off */
+    int retry_after;                        /* s, -1 = no header */
+    chaos_text error_body;                  /* len 0 = the short default text */
 } chaos_fault;
 
 typedef struct chaos_rule {
@@ -209,14 +195,12 @@ typedef struct chaos_config {
     char text[CHAOS_MAX_TEXT];
 } chaos_config;
 
-/* Validates a whole text against RFC 8259: UTF-8, escapes, surrogate pairs, numbers, at most 64 levels. Reads only
-   text[0..len). err may be NULL. Returns CHAOS_OK or CHAOS_ERR_JSON. Any thread; no allocation. */
+/* Validates a whole text against RFC 8259, at most 64 levels deep. Reads only text[0..len). err may be NULL. Returns
+   CHAOS_OK or CHAOS_ERR_JSON. Any thread; no allocation. */
 CHAOS_API chaos_result chaos_json_check(const char *text, size_t len, chaos_error *err);
-
 /* Parses and validates a config (see the manual for the keys). On an error *out is a config that is off, and err (may
    be NULL) names the key and the place. Any thread; no allocation. */
 CHAOS_API chaos_result chaos_config_parse(chaos_config *out, const char *json, size_t len, chaos_error *err);
-
 /* Writes the canonical JSON of cfg: `enabled` first, then what differs from the defaults; parsing it gives an equal
    config. Returns the length without the NUL; when it is >= cap the text was cut. Any thread; no allocation. */
 CHAOS_API size_t chaos_config_format(const chaos_config *cfg, char *buf, size_t cap);
@@ -240,18 +224,16 @@ typedef struct chaos_verdict {
     unsigned char after; /* 1 = run the handler first, then replace its reply */
     unsigned short status;
     unsigned delay_us;
-    unsigned short rule;    /* 0 = top level, n = rules[n - 1] */
-    unsigned short roll;    /* 0..9999: the error roll, compared with errorRate * 100 */
-    unsigned bandwidth;     /* KiB/s of the reply body, 0 = not paced */
-    unsigned version;       /* config version, cut to 32 bits */
-    unsigned ticket;        /* library's own: the maxConcurrent place taken */
-    unsigned long long key; /* the key that was rolled: chaos_judge(cfg, req, key) repeats the decision */
+    unsigned short rule;      /* 0 = top level, n = rules[n - 1] */
+    unsigned short roll;      /* 0..9999: the error roll, compared with errorRate * 100 */
+    unsigned bandwidth;       /* KiB/s of the reply body, 0 = not paced */
+    unsigned version, ticket; /* of the config, cut to 32 bits; the library's own: the maxConcurrent place taken */
+    unsigned long long key;   /* the key that was rolled: chaos_judge(cfg, req, key) repeats the decision */
 } chaos_verdict;
 
 /* The pure decision: match, rules, rolls, exclude. No gates (expiry, canary, kill) and no budgets: those belong to
    chaos_decide. Same cfg, req and key give the same verdict on every machine. cfg->enabled false = pass. Any thread. */
 CHAOS_API chaos_verdict chaos_judge(const chaos_config *cfg, const chaos_request *req, unsigned long long key);
-
 /* The name of a kind, as in logs and in X-Chaos-Injected: "pass", "latency", "bandwidth", "error", "reset", ... Any thread. */
 CHAOS_API const char *chaos_kind_text(int kind);
 
@@ -268,9 +250,8 @@ typedef struct chaos chaos; /* opaque; every call accepts NULL and then behaves 
     X(CHAOS_STATE_NOT_CANARY, "not-canary") \
     X(CHAOS_STATE_DRY_RUN, "dry-run")
 
-#define CHAOS_STATE_CODE(code, text) code,
-typedef enum chaos_state { CHAOS_STATES(CHAOS_STATE_CODE) CHAOS_STATE_COUNT } chaos_state;
-#undef CHAOS_STATE_CODE
+typedef enum chaos_state { CHAOS_STATES(CHAOS_CODE) CHAOS_STATE_COUNT } chaos_state;
+#undef CHAOS_CODE
 
 /* A snapshot of the counters and the state. Counters run from chaos_open and only grow. */
 typedef struct chaos_report {
@@ -287,13 +268,10 @@ typedef struct chaos_report {
     /* Kept by each thread and summed here, in this order: */
     unsigned long long requests;                   /* decided while on (or dry-run); when off nothing is counted */
     unsigned long long injected[CHAOS_KIND_COUNT]; /* per kind; [CHAOS_PASS] stays 0 */
-    unsigned long long would_inject;               /* dry-run */
-    unsigned long long excluded;                   /* spared by `exclude` when a fault would have happened */
-    unsigned long long over_budget;                /* spared by maxFaults or maxConcurrent */
-    unsigned long long unsupported;                /* spared because this mode cannot do that fault */
+    unsigned long long would_inject, excluded;     /* spared by a dry run; by `exclude` */
+    unsigned long long over_budget, unsupported;   /* spared by maxFaults or maxConcurrent; because this mode cannot do it */
     unsigned long long delay_ms;                   /* time spent in injected delays, as waited */
-    unsigned long long outcomes[6];                /* real outcomes: other, 1xx .. 5xx */
-    unsigned long long outcome_us;                 /* their summed durations */
+    unsigned long long outcomes[6], outcome_us;    /* real outcomes: other, 1xx .. 5xx; their summed durations */
     unsigned long long log_lines, log_dropped;     /* dropped: the pipe was full or dead */
     unsigned long long connections;                /* proxy: accepted */
     unsigned long long proxied;                    /* proxy: replies relayed from the upstream */
@@ -353,48 +331,36 @@ typedef struct chaos_desc {
    so it never waits for a network. A bad config TEXT does not fail: the handle is off, state `invalid`. NULL only for a
    source of unknown form, a desc out of range, no memory, or a failing system call (err says which). desc may be NULL. */
 CHAOS_POINT(chaos *, chaos_open, (const chaos_desc *desc, chaos_error *err), (void)desc; (void)err; return (chaos *)(size_t) "off")
-
 /* Off, wakes every waiter, waits until no chaos_wait is inside, stops the refresher, frees. No other call may start
    during or after it. */
 CHAOS_POINT(void, chaos_close, (chaos * c), (void)c)
-
 /* The verdict on one request. Never sleeps, never blocks, never allocates. Off: a load and a branch. Any thread. */
 CHAOS_POINT(chaos_verdict, chaos_decide, (chaos * c, const chaos_request *req), chaos_verdict v = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0}; (void)c;
             (void)req; return v)
-
 /* Sleeps v's delay; returns early when chaos goes off (within 100 ms). Threaded callers only: event loops use their own
    timer and chaos_wake_fd. Any thread. */
 CHAOS_POINT(void, chaos_wait, (chaos * c, const chaos_verdict *v), (void)c; (void)v)
-
 /* Tells the real outcome of a request: status (0 = none) and duration. Gives back the maxConcurrent place of v; a missing
    or repeated call can only weaken chaos. Any thread. */
 CHAOS_POINT(void, chaos_done, (chaos * c, const chaos_verdict *v, int status, unsigned long long us), (void)c; (void)v; (void)status;
             (void)us)
-
 /* Copies the body of v's injected reply, NUL-terminated; returns its length (cut when >= cap). Any thread. */
 CHAOS_POINT(size_t, chaos_verdict_body, (chaos * c, const chaos_verdict *v, char *buf, size_t cap), (void)c; (void)v; if (cap) buf[0] = 0;
             return 0)
-
 /* Retry-After seconds of v's injected reply, -1 = none. Any thread. */
 CHAOS_POINT(int, chaos_verdict_retry_after, (chaos * c, const chaos_verdict *v), (void)c; (void)v; return -1)
-
 /* A descriptor that is readable exactly while the state is not on (nor dry-run), for event loops that hold delays. Do
    not read it. -1 where there is none. Any thread. */
 CHAOS_POINT(int, chaos_wake_fd, (chaos * c), (void)c; return -1)
-
 /* Fetches the config now, even within its TTL, and applies it; may block as long as the source does. Any thread. */
 CHAOS_POINT(chaos_result, chaos_refresh, (chaos * c, chaos_error *err), (void)c; (void)err; return CHAOS_ERR_COMPILED_OUT)
-
 /* The local kill switch, latched until chaos_close. Async-signal-safe. Any thread. */
 CHAOS_POINT(void, chaos_off, (chaos * c), (void)c)
-
 /* Reads state and counters. Any thread. */
 CHAOS_POINT(void, chaos_stats, (chaos * c, chaos_report *out), (void)c; unsigned char *p = (unsigned char *)out; size_t i;
             for (i = 0; i < sizeof *out; i++) p[i] = 0)
-
 /* Copies the config in use; false = none. Any thread. */
 CHAOS_POINT(bool, chaos_get_config, (chaos * c, chaos_config *out), (void)c; (void)out; return false)
-
 /* The name of a state, as in logs. Any thread. */
 CHAOS_API const char *chaos_state_text(chaos_state state);
 
@@ -420,7 +386,6 @@ typedef struct chaos_proxy_desc {
 /* Runs the proxy until chaos_proxy_stop; returns when its last thread is gone. One run per handle at a time. */
 CHAOS_POINT(chaos_result, chaos_proxy_run, (chaos * c, const chaos_proxy_desc *desc, chaos_error *err), (void)c; (void)desc; (void)err;
             return CHAOS_ERR_COMPILED_OUT)
-
 /* Stops accepting, closes idle connections, lets requests in progress end within drain_timeout. Latched: a stop before the
    run ends that run at once. Async-signal-safe. Any thread. */
 CHAOS_POINT(void, chaos_proxy_stop, (chaos * c), (void)c)
@@ -617,10 +582,9 @@ CHAOSI_FN CHAOSI_PRINTF(3, 4) chaos_result chaosi_fail(chaos_error *err, chaos_r
     return code;
 }
 
-#define CHAOSI_RESULT_TEXT(code, text) text,
-#define CHAOSI_STATE_TEXT(code, text)  text,
-static const char *const chaosi_result_texts[] = {CHAOS_RESULTS(CHAOSI_RESULT_TEXT)};
-static const char *const chaosi_state_texts[] = {CHAOS_STATES(CHAOSI_STATE_TEXT)};
+#define CHAOSI_TEXT(code, text) text,
+static const char *const chaosi_result_texts[] = {CHAOS_RESULTS(CHAOSI_TEXT)};
+static const char *const chaosi_state_texts[] = {CHAOS_STATES(CHAOSI_TEXT)};
 static const char *const chaosi_kind_texts[] = {"pass", "latency", "bandwidth", "error", "reset", "close", "hang", "truncate", "corrupt"};
 
 /* Hashing. Keys and names: FNV-1a 64 over the bytes in order. Numbers: the splitmix64 finaliser. Both are plain
