@@ -62,18 +62,7 @@
    CHAOS_NO_NET       implies the three above, no sockets at all        CHAOS_NO_THREADS  no refresher thread, no proxy
    CHAOS_WITH_CURL    ssm: through libcurl (not in this version)
    CHAOS_COMPILE_OUT  every call on a handle becomes a typed no-op; chaos_json_check, chaos_config_* and chaos_judge stay */
-#ifdef CHAOS_NO_NET
-#ifndef CHAOS_NO_PROXY
-#define CHAOS_NO_PROXY
-#endif
-#ifndef CHAOS_NO_LAMBDA
-#define CHAOS_NO_LAMBDA
-#endif
-#ifndef CHAOS_NO_SSM
-#define CHAOS_NO_SSM
-#endif
-#endif
-#if defined(CHAOS_NO_THREADS) && !defined(CHAOS_NO_PROXY)
+#if (defined(CHAOS_NO_NET) || defined(CHAOS_NO_THREADS)) && !defined(CHAOS_NO_PROXY)
 #define CHAOS_NO_PROXY
 #endif
 
@@ -116,9 +105,8 @@ extern "C" {
     X(CHAOS_ERR_ADDRESS, "bad address")                      \
     X(CHAOS_ERR_COMPILED_OUT, "compiled out")
 
-#define CHAOS_RESULT_CODE(code, text) code,
-typedef enum chaos_result { CHAOS_RESULTS(CHAOS_RESULT_CODE) CHAOS_RESULT_COUNT } chaos_result;
-#undef CHAOS_RESULT_CODE
+#define CHAOS_CODE(code, text) code,
+typedef enum chaos_result { CHAOS_RESULTS(CHAOS_CODE) CHAOS_RESULT_COUNT } chaos_result;
 
 /* What went wrong, and where. line and column count from 1, columns in characters; line 0 = not about a text. */
 typedef struct chaos_error {
@@ -128,7 +116,7 @@ typedef struct chaos_error {
     char text[200]; /* names the key or the failing call; always NUL-terminated */
 } chaos_error;
 
-/* The library's version, to compare with CHAOS_VERSION at run time. Any thread. */
+/* The library's version, to compare with CHAOS_VERSION. Any thread. */
 CHAOS_API const char *chaos_version(void);
 /* A short text for a code; never NULL. Any thread. */
 CHAOS_API const char *chaos_result_text(chaos_result code);
@@ -171,17 +159,15 @@ typedef struct chaos_match {
 
 /* The fault keys, as they stand at the top level and in each rule (rules inherit from the top level when parsed). */
 typedef struct chaos_fault {
-    unsigned char latency_kind; /* chaos_latency */
-    unsigned char latency_rate; /* percent 0..100 */
-    unsigned char error_rate;   /* percent 0..100 */
-    unsigned char error_mode;   /* chaos_kind, CHAOS_STATUS..CHAOS_CORRUPT */
-    unsigned char error_after;  /* 1 = errorWhen "after" */
-    unsigned char unused;
-    unsigned short error_status; /* 200..599 */
-    unsigned latency[4];         /* ms: {fixed} {min,max} {mean,max} {p50,p95,p99,max} */
-    unsigned bandwidth;          /* KiB/s, 0 = off */
-    int retry_after;             /* s, -1 = no header */
-    chaos_text error_body;       /* len 0 = the short default text */
+    unsigned char latency_kind;             /* chaos_latency */
+    unsigned char latency_rate, error_rate; /* percent 0..100 */
+    unsigned char error_mode;               /* chaos_kind, CHAOS_STATUS..CHAOS_CORRUPT */
+    unsigned char error_after, unused;      /* 1 = errorWhen "after" */
+    unsigned short error_status;            /* 200..599 */
+    unsigned latency[4];                    /* ms: {fixed} {min,max} {mean,max} {p50,p95,p99,max} */
+    unsigned bandwidth;                     /* KiB/s, 0 = off */
+    int retry_after;                        /* s, -1 = no header */
+    chaos_text error_body;                  /* len 0 = the short default text */
 } chaos_fault;
 
 typedef struct chaos_rule {
@@ -209,14 +195,12 @@ typedef struct chaos_config {
     char text[CHAOS_MAX_TEXT];
 } chaos_config;
 
-/* Validates a whole text against RFC 8259: UTF-8, escapes, surrogate pairs, numbers, at most 64 levels. Reads only
-   text[0..len). err may be NULL. Returns CHAOS_OK or CHAOS_ERR_JSON. Any thread; no allocation. */
+/* Validates a whole text against RFC 8259, at most 64 levels deep. Reads only text[0..len). err may be NULL. Returns
+   CHAOS_OK or CHAOS_ERR_JSON. Any thread; no allocation. */
 CHAOS_API chaos_result chaos_json_check(const char *text, size_t len, chaos_error *err);
-
 /* Parses and validates a config (see the manual for the keys). On an error *out is a config that is off, and err (may
    be NULL) names the key and the place. Any thread; no allocation. */
 CHAOS_API chaos_result chaos_config_parse(chaos_config *out, const char *json, size_t len, chaos_error *err);
-
 /* Writes the canonical JSON of cfg: `enabled` first, then what differs from the defaults; parsing it gives an equal
    config. Returns the length without the NUL; when it is >= cap the text was cut. Any thread; no allocation. */
 CHAOS_API size_t chaos_config_format(const chaos_config *cfg, char *buf, size_t cap);
@@ -240,18 +224,16 @@ typedef struct chaos_verdict {
     unsigned char after; /* 1 = run the handler first, then replace its reply */
     unsigned short status;
     unsigned delay_us;
-    unsigned short rule;    /* 0 = top level, n = rules[n - 1] */
-    unsigned short roll;    /* 0..9999: the error roll, compared with errorRate * 100 */
-    unsigned bandwidth;     /* KiB/s of the reply body, 0 = not paced */
-    unsigned version;       /* config version, cut to 32 bits */
-    unsigned ticket;        /* library's own: the maxConcurrent place taken */
-    unsigned long long key; /* the key that was rolled: chaos_judge(cfg, req, key) repeats the decision */
+    unsigned short rule;      /* 0 = top level, n = rules[n - 1] */
+    unsigned short roll;      /* 0..9999: the error roll, compared with errorRate * 100 */
+    unsigned bandwidth;       /* KiB/s of the reply body, 0 = not paced */
+    unsigned version, ticket; /* of the config, cut to 32 bits; the library's own: the maxConcurrent place taken */
+    unsigned long long key;   /* the key that was rolled: chaos_judge(cfg, req, key) repeats the decision */
 } chaos_verdict;
 
 /* The pure decision: match, rules, rolls, exclude. No gates (expiry, canary, kill) and no budgets: those belong to
    chaos_decide. Same cfg, req and key give the same verdict on every machine. cfg->enabled false = pass. Any thread. */
 CHAOS_API chaos_verdict chaos_judge(const chaos_config *cfg, const chaos_request *req, unsigned long long key);
-
 /* The name of a kind, as in logs and in X-Chaos-Injected: "pass", "latency", "bandwidth", "error", "reset", ... Any thread. */
 CHAOS_API const char *chaos_kind_text(int kind);
 
@@ -268,9 +250,8 @@ typedef struct chaos chaos; /* opaque; every call accepts NULL and then behaves 
     X(CHAOS_STATE_NOT_CANARY, "not-canary") \
     X(CHAOS_STATE_DRY_RUN, "dry-run")
 
-#define CHAOS_STATE_CODE(code, text) code,
-typedef enum chaos_state { CHAOS_STATES(CHAOS_STATE_CODE) CHAOS_STATE_COUNT } chaos_state;
-#undef CHAOS_STATE_CODE
+typedef enum chaos_state { CHAOS_STATES(CHAOS_CODE) CHAOS_STATE_COUNT } chaos_state;
+#undef CHAOS_CODE
 
 /* A snapshot of the counters and the state. Counters run from chaos_open and only grow. */
 typedef struct chaos_report {
@@ -287,13 +268,10 @@ typedef struct chaos_report {
     /* Kept by each thread and summed here, in this order: */
     unsigned long long requests;                   /* decided while on (or dry-run); when off nothing is counted */
     unsigned long long injected[CHAOS_KIND_COUNT]; /* per kind; [CHAOS_PASS] stays 0 */
-    unsigned long long would_inject;               /* dry-run */
-    unsigned long long excluded;                   /* spared by `exclude` when a fault would have happened */
-    unsigned long long over_budget;                /* spared by maxFaults or maxConcurrent */
-    unsigned long long unsupported;                /* spared because this mode cannot do that fault */
+    unsigned long long would_inject, excluded;     /* spared by a dry run; by `exclude` */
+    unsigned long long over_budget, unsupported;   /* spared by maxFaults or maxConcurrent; because this mode cannot do it */
     unsigned long long delay_ms;                   /* time spent in injected delays, as waited */
-    unsigned long long outcomes[6];                /* real outcomes: other, 1xx .. 5xx */
-    unsigned long long outcome_us;                 /* their summed durations */
+    unsigned long long outcomes[6], outcome_us;    /* real outcomes: other, 1xx .. 5xx; their summed durations */
     unsigned long long log_lines, log_dropped;     /* dropped: the pipe was full or dead */
     unsigned long long connections;                /* proxy: accepted */
     unsigned long long proxied;                    /* proxy: replies relayed from the upstream */
@@ -353,52 +331,39 @@ typedef struct chaos_desc {
    so it never waits for a network. A bad config TEXT does not fail: the handle is off, state `invalid`. NULL only for a
    source of unknown form, a desc out of range, no memory, or a failing system call (err says which). desc may be NULL. */
 CHAOS_POINT(chaos *, chaos_open, (const chaos_desc *desc, chaos_error *err), (void)desc; (void)err; return (chaos *)(size_t) "off")
-
 /* Off, wakes every waiter, waits until no chaos_wait is inside, stops the refresher, frees. No other call may start
    during or after it. */
 CHAOS_POINT(void, chaos_close, (chaos * c), (void)c)
-
 /* The verdict on one request. Never sleeps, never blocks, never allocates. Off: a load and a branch. Any thread. */
 CHAOS_POINT(chaos_verdict, chaos_decide, (chaos * c, const chaos_request *req), chaos_verdict v = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0}; (void)c;
             (void)req; return v)
-
 /* Sleeps v's delay; returns early when chaos goes off (within 100 ms). Threaded callers only: event loops use their own
    timer and chaos_wake_fd. Any thread. */
 CHAOS_POINT(void, chaos_wait, (chaos * c, const chaos_verdict *v), (void)c; (void)v)
-
 /* Tells the real outcome of a request: status (0 = none) and duration. Gives back the maxConcurrent place of v; a missing
    or repeated call can only weaken chaos. Any thread. */
 CHAOS_POINT(void, chaos_done, (chaos * c, const chaos_verdict *v, int status, unsigned long long us), (void)c; (void)v; (void)status;
             (void)us)
-
 /* Copies the body of v's injected reply, NUL-terminated; returns its length (cut when >= cap). Any thread. */
 CHAOS_POINT(size_t, chaos_verdict_body, (chaos * c, const chaos_verdict *v, char *buf, size_t cap), (void)c; (void)v; if (cap) buf[0] = 0;
             return 0)
-
 /* Retry-After seconds of v's injected reply, -1 = none. Any thread. */
 CHAOS_POINT(int, chaos_verdict_retry_after, (chaos * c, const chaos_verdict *v), (void)c; (void)v; return -1)
-
 /* A descriptor that is readable exactly while the state is not on (nor dry-run), for event loops that hold delays. Do
    not read it. -1 where there is none. Any thread. */
 CHAOS_POINT(int, chaos_wake_fd, (chaos * c), (void)c; return -1)
-
 /* Fetches the config now, even within its TTL, and applies it; may block as long as the source does. Any thread. */
 CHAOS_POINT(chaos_result, chaos_refresh, (chaos * c, chaos_error *err), (void)c; (void)err; return CHAOS_ERR_COMPILED_OUT)
-
 /* The local kill switch, latched until chaos_close. Async-signal-safe. Any thread. */
 CHAOS_POINT(void, chaos_off, (chaos * c), (void)c)
-
 /* Reads state and counters. Any thread. */
 CHAOS_POINT(void, chaos_stats, (chaos * c, chaos_report *out), (void)c; unsigned char *p = (unsigned char *)out; size_t i;
             for (i = 0; i < sizeof *out; i++) p[i] = 0)
-
 /* Writes state and counters as Prometheus text (version 0.0.4, UTF-8), about 5 KB. Returns the length without the NUL; when it
    is >= cap the text was cut. Any thread. */
 CHAOS_POINT(size_t, chaos_metrics, (chaos * c, char *buf, size_t cap), (void)c; if (cap) buf[0] = 0; return 0)
-
 /* Copies the config in use; false = none. Any thread. */
 CHAOS_POINT(bool, chaos_get_config, (chaos * c, chaos_config *out), (void)c; (void)out; return false)
-
 /* The name of a state, as in logs. Any thread. */
 CHAOS_API const char *chaos_state_text(chaos_state state);
 
@@ -424,7 +389,6 @@ typedef struct chaos_proxy_desc {
 /* Runs the proxy until chaos_proxy_stop; returns when its last thread is gone. One run per handle at a time. */
 CHAOS_POINT(chaos_result, chaos_proxy_run, (chaos * c, const chaos_proxy_desc *desc, chaos_error *err), (void)c; (void)desc; (void)err;
             return CHAOS_ERR_COMPILED_OUT)
-
 /* Stops accepting, closes idle connections, lets requests in progress end within drain_timeout. Latched: a stop before the
    run ends that run at once. Async-signal-safe. Any thread. */
 CHAOS_POINT(void, chaos_proxy_stop, (chaos * c), (void)c)
@@ -555,9 +519,7 @@ typedef struct chaosi_span {
 } chaosi_span;
 
 CHAOSI_FN chaosi_span chaosi_of(const char *at, size_t len) {
-    chaosi_span s;
-    s.at = at;
-    s.len = len;
+    chaosi_span s = {at, len};
     return s;
 }
 
@@ -566,21 +528,18 @@ CHAOSI_FN bool chaosi_same(chaosi_span a, chaosi_span b) { return a.len == b.len
 CHAOSI_FN char chaosi_lower(char c) { return c >= 'A' && c <= 'Z' ? (char)(c + ('a' - 'A')) : c; }
 
 CHAOSI_FN bool chaosi_same_nocase(chaosi_span a, chaosi_span b) {
-    size_t i;
-    if (a.len != b.len) return false;
-    for (i = 0; i < a.len; i++)
-        if (chaosi_lower(a.at[i]) != chaosi_lower(b.at[i])) return false;
-    return true;
+    size_t i = 0;
+    while (i < a.len && i < b.len && chaosi_lower(a.at[i]) == chaosi_lower(b.at[i])) i++;
+    return i == a.len && i == b.len;
 }
 
 CHAOSI_FN bool chaosi_is_digit(char c) { return c >= '0' && c <= '9'; }
 
 /* Value of a hex digit, -1 = none. */
 CHAOSI_FN int chaosi_hex(char c) {
-    if (c >= '0' && c <= '9') return c - '0';
-    if (c >= 'a' && c <= 'f') return c - 'a' + 10;
-    if (c >= 'A' && c <= 'F') return c - 'A' + 10;
-    return -1;
+    if (chaosi_is_digit(c)) return c - '0';
+    c = chaosi_lower(c);
+    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
 }
 
 /* A bounded text buffer that keeps counting past its end, as snprintf does. */
@@ -591,23 +550,16 @@ typedef struct chaosi_out {
 } chaosi_out;
 
 CHAOSI_FN chaosi_out chaosi_into(char *buf, size_t cap) {
-    chaosi_out o;
-    o.buf = buf;
-    o.cap = cap;
-    o.len = 0;
-    o.last = 0;
+    chaosi_out o = {buf, cap, 0, 0};
     if (cap) buf[0] = 0;
     return o;
 }
 
 CHAOSI_FN void chaosi_put(chaosi_out *o, const char *at, size_t len) {
-    size_t room = o->len + 1 < o->cap ? o->cap - o->len - 1 : 0;
-    size_t n = len < room ? len : room;
+    size_t room = o->len + 1 < o->cap ? o->cap - o->len - 1 : 0, n = len < room ? len : room;
     if (len) o->last = at[len - 1];
-    if (n) {
-        memcpy(o->buf + o->len, at, n);
-        o->buf[o->len + n] = 0;
-    }
+    if (n) memcpy(o->buf + o->len, at, n);
+    if (n) o->buf[o->len + n] = 0;
     o->len += len;
 }
 
@@ -615,8 +567,7 @@ CHAOSI_FN void chaosi_puts(chaosi_out *o, const char *text) { chaosi_put(o, text
 
 CHAOSI_FN void chaosi_put_int(chaosi_out *o, long long v) {
     char digits[24];
-    int n = snprintf(digits, sizeof digits, "%lld", v);
-    chaosi_put(o, digits, (size_t)n);
+    chaosi_put(o, digits, (size_t)snprintf(digits, sizeof digits, "%lld", v));
 }
 
 /* Copies a C string, cut to fit. */
@@ -641,10 +592,9 @@ CHAOSI_FN CHAOSI_PRINTF(3, 4) chaos_result chaosi_fail(chaos_error *err, chaos_r
     return code;
 }
 
-#define CHAOSI_RESULT_TEXT(code, text) text,
-#define CHAOSI_STATE_TEXT(code, text)  text,
-static const char *const chaosi_result_texts[] = {CHAOS_RESULTS(CHAOSI_RESULT_TEXT)};
-static const char *const chaosi_state_texts[] = {CHAOS_STATES(CHAOSI_STATE_TEXT)};
+#define CHAOSI_TEXT(code, text) text,
+static const char *const chaosi_result_texts[] = {CHAOS_RESULTS(CHAOSI_TEXT)};
+static const char *const chaosi_state_texts[] = {CHAOS_STATES(CHAOSI_TEXT)};
 static const char *const chaosi_kind_texts[] = {"pass", "latency", "bandwidth", "error", "reset", "close", "hang", "truncate", "corrupt"};
 
 /* Hashing. Keys and names: FNV-1a 64 over the bytes in order. Numbers: the splitmix64 finaliser. Both are plain
@@ -663,40 +613,34 @@ CHAOSI_FN chaosi_u64 chaosi_hash(chaosi_span s) {
     return h;
 }
 
-/* Time in ns: monotonic, or since the Unix epoch. */
-CHAOSI_FN chaosi_u64 chaosi_clock(bool wall) {
+/* Time in ns: monotonic, or since the Unix epoch. Coarse: within some ms, at a quarter of the cost where the kernel offers
+   it; enough to compare an expiry. */
+CHAOSI_FN chaosi_u64 chaosi_time(bool wall, bool coarse) {
 #ifdef _WIN32
-    if (wall) {
-        FILETIME t;
-        GetSystemTimeAsFileTime(&t);
-        return ((((chaosi_u64)t.dwHighDateTime << 32) | t.dwLowDateTime) - 116444736000000000ull) * 100u;
-    }
-    return (chaosi_u64)GetTickCount64() * CHAOSI_MS;
+    FILETIME t;
+    (void)coarse;
+    GetSystemTimeAsFileTime(&t);
+    if (!wall) return (chaosi_u64)GetTickCount64() * CHAOSI_MS;
+    return ((((chaosi_u64)t.dwHighDateTime << 32) | t.dwLowDateTime) - 116444736000000000ull) * 100u;
 #else
     struct timespec t;
-    clock_gettime(wall ? CLOCK_REALTIME : CLOCK_MONOTONIC, &t);
+#ifdef CLOCK_MONOTONIC_COARSE
+    if (coarse) clock_gettime(wall ? CLOCK_REALTIME_COARSE : CLOCK_MONOTONIC_COARSE, &t);
+    else
+#endif
+        clock_gettime(wall ? CLOCK_REALTIME : CLOCK_MONOTONIC, &t);
+    (void)coarse;
     return (chaosi_u64)t.tv_sec * 1000000000u + (chaosi_u64)t.tv_nsec;
 #endif
 }
 
-/* The same within some ms, at a quarter of the cost where the kernel offers it: enough to compare an expiry. */
-CHAOSI_FN chaosi_u64 chaosi_clock_coarse(bool wall) {
-#if defined(CLOCK_REALTIME_COARSE) && defined(CLOCK_MONOTONIC_COARSE)
-    struct timespec t;
-    clock_gettime(wall ? CLOCK_REALTIME_COARSE : CLOCK_MONOTONIC_COARSE, &t);
-    return (chaosi_u64)t.tv_sec * 1000000000u + (chaosi_u64)t.tv_nsec;
-#else
-    return chaosi_clock(wall);
-#endif
-}
+CHAOSI_FN chaosi_u64 chaosi_clock(bool wall) { return chaosi_time(wall, false); }
+CHAOSI_FN chaosi_u64 chaosi_clock_coarse(bool wall) { return chaosi_time(wall, true); }
 
-CHAOSI_FN bool chaosi_leap(int year) { return year % 4 == 0 && (year % 100 != 0 || year % 400 == 0); }
-
-/* Days since 1970-01-01 of a date in the Gregorian calendar. */
+/* Days since 1970-01-01 of a date in the Gregorian calendar; a year from March on has its leap day at the end. */
 CHAOSI_FN long long chaosi_days(int year, int month, int day) {
-    static const int before[12] = {0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334};
-    int y = year - 1, leap_days = y / 4 - y / 100 + y / 400 - 477;
-    return (long long)(year - 1970) * 365 + leap_days + before[month - 1] + (month > 2 && chaosi_leap(year)) + day - 1;
+    int y = year - (month < 3), m = month + (month < 3 ? 9 : -3);
+    return 365ll * y + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 + day - 719469;
 }
 
 /* RFC 3339 in UTC, with milliseconds when there are any or when asked. buf holds 80 bytes. */
@@ -1479,12 +1423,9 @@ size_t chaos_config_format(const chaos_config *cfg, char *buf, size_t cap) {
 }
 
 /* ==== >>judge ================================================================================================= */
-/* Rolls. A roll is the upper 32 bits of mix(mix(seed ^ FNV-1a(rule name)) ^ key, purpose); it hits a rate of r percent
-   when roll * 10000 >> 32 < r * 100: never at 0, always at 100, and whoever is hit at r is hit at r + 1. */
-#define CHAOSI_PATH_MAX    1024 /* longer paths are never touched */
-#define CHAOSI_ROLL_ERROR  1
-#define CHAOSI_ROLL_DELAY  2
-#define CHAOSI_ROLL_AMOUNT 3
+/* The manual says how a roll is made: never a hit at 0 %, always one at 100, and whoever is hit at r is hit at r + 1. */
+#define CHAOSI_PATH_MAX 1024 /* longer paths are never touched */
+enum { CHAOSI_ROLL_ERROR = 1, CHAOSI_ROLL_DELAY, CHAOSI_ROLL_AMOUNT };
 
 CHAOSI_FN chaosi_u32 chaosi_roll(chaosi_u64 base, chaosi_u64 key, chaosi_u64 purpose) {
     return (chaosi_u32)(chaosi_mix((base ^ key) + purpose * 0xd1342543de82ef95ull) >> 32);
@@ -1500,28 +1441,24 @@ CHAOSI_FN chaosi_u64 chaosi_minus_ln(chaosi_u32 roll) {
                                               0,     2909,  5732,  8473,  11136, 13727, 16248, 18704, 21098, 23433, 25711,
                                               27936, 30109, 32234, 34312, 36346, 38336, 40286, 42196, 44068, 45904, 47705,
                                               49472, 51207, 52911, 54584, 56229, 57845, 59434, 60997, 62534, 64047, 65535};
-    chaosi_u64 u = (chaosi_u64)roll + 1;
-    chaosi_u64 fraction, i, low, log2_u;
+    chaosi_u64 u = (chaosi_u64)roll + 1, fraction, i;
     int top = 32;
     while (!(u >> top)) top--;
     fraction = (u << (32 - top)) & 0xffffffffull;
     i = fraction >> 27;
-    low = log2_table[i];
-    log2_u = ((chaosi_u64)top << 16) + low + ((log2_table[i + 1] - low) * (fraction & 0x7ffffff) >> 27);
-    return ((32ull << 16) - log2_u) * 45426 >> 16; /* 65536 * ln 2 */
+    u = ((chaosi_u64)top << 16) + log2_table[i] + ((chaosi_u64)(log2_table[i + 1] - log2_table[i]) * (fraction & 0x7ffffff) >> 27);
+    return ((32ull << 16) - u) * 45426 >> 16; /* 65536 * ln 2 */
 }
 
 /* A point on the line through (0,0), (50 %,p50), (95 %,p95), (99 %,p99), (100 %,max); roll is the 32-bit share. */
 CHAOSI_FN chaosi_u64 chaosi_quantile_us(const unsigned *ms, chaosi_u32 roll) {
     static const chaosi_u32 at[5] = {0, 0x80000000u, 0xf3333333u, 0xfd70a3d7u, 0xffffffffu};
-    chaosi_u64 low, high, share, width;
+    chaosi_u64 low, high;
     int i = 0;
     while (i < 3 && roll >= at[i + 1]) i++;
     low = i ? (chaosi_u64)ms[i - 1] * 1000 : 0;
     high = (chaosi_u64)ms[i] * 1000;
-    share = roll - at[i];
-    width = at[i + 1] - at[i];
-    return low + (high - low) * share / width;
+    return low + (high - low) * (roll - at[i]) / (at[i + 1] - at[i]);
 }
 
 CHAOSI_FN unsigned chaosi_delay_us(const chaos_fault *f, chaosi_u32 roll) {
@@ -1554,34 +1491,25 @@ CHAOSI_FN void chaosi_roll_faults(const chaos_fault *f, chaosi_u64 base, chaosi_
 
 /* Glob: `*` matches any run without `stop`, `**` any run; all else stands for itself. stop 0 = both match any run. */
 CHAOSI_FN bool chaosi_glob(chaosi_span pattern, chaosi_span text, char stop) {
-    size_t p = 0, t = 0;
-    size_t star = SIZE_MAX, star_t = 0, wide = SIZE_MAX, wide_t = 0; /* where to go on after a mismatch */
+    size_t p = 0, t = 0, back[2] = {SIZE_MAX, SIZE_MAX}, from[2] = {0, 0}; /* behind the last `*`, `**`: to go on after a mismatch */
     for (;;) {
+        int wide = 0;
         if (p < pattern.len && pattern.at[p] == '*') {
-            bool is_wide = !stop || (p + 1 < pattern.len && pattern.at[p + 1] == '*');
+            wide = !stop || (p + 1 < pattern.len && pattern.at[p + 1] == '*');
             while (p < pattern.len && pattern.at[p] == '*') p++;
-            if (is_wide) {
-                wide = p;
-                wide_t = t;
-                star = SIZE_MAX;
-            } else {
-                star = p;
-                star_t = t;
-            }
-        } else if (p == pattern.len && t == text.len) {
-            return true;
+            if (wide) back[0] = SIZE_MAX;
+            back[wide] = p;
+            from[wide] = t;
         } else if (p < pattern.len && t < text.len && pattern.at[p] == text.at[t]) {
             p++;
             t++;
-        } else if (star != SIZE_MAX && star_t < text.len && text.at[star_t] != stop) {
-            p = star;
-            t = ++star_t;
-        } else if (wide != SIZE_MAX && wide_t < text.len) {
-            p = wide;
-            t = ++wide_t;
-            star = SIZE_MAX;
         } else {
-            return false;
+            if (p == pattern.len && t == text.len) return true;
+            wide = back[0] == SIZE_MAX || from[0] >= text.len || text.at[from[0]] == stop;
+            if (wide) back[0] = SIZE_MAX;
+            if (back[wide] == SIZE_MAX || from[wide] >= text.len) return false;
+            p = back[wide];
+            t = ++from[wide];
         }
     }
 }
@@ -1628,11 +1556,11 @@ CHAOSI_FN chaosi_span chaosi_header_of(const chaosi_subject *s, const char *name
     return chaosi_of(value, value ? len : 0);
 }
 
-CHAOSI_FN bool chaosi_any_path(const chaos_config *cfg, chaos_list globs, chaosi_span path) {
-    int i;
-    for (i = 0; i < globs.count; i++)
-        if (chaosi_glob(chaosi_item(cfg, globs, i), path, '/')) return true;
-    return false;
+/* Does any glob of the list match? */
+CHAOSI_FN bool chaosi_any(const chaos_config *cfg, chaos_list globs, chaosi_span text, char stop) {
+    int i = 0;
+    while (i < globs.count && !chaosi_glob(chaosi_item(cfg, globs, i), text, stop)) i++;
+    return i < globs.count;
 }
 
 CHAOSI_FN bool chaosi_matches(const chaos_config *cfg, const chaos_match *m, const chaosi_subject *s) {
@@ -1642,7 +1570,7 @@ CHAOSI_FN bool chaosi_matches(const chaos_config *cfg, const chaos_match *m, con
         for (i = 0; i < m->methods.count && !chaosi_same(chaosi_item(cfg, m->methods, i), method); i++) {}
         if (i == m->methods.count) return false;
     }
-    if (m->paths.count && !chaosi_any_path(cfg, m->paths, s->path)) return false;
+    if (m->paths.count && !chaosi_any(cfg, m->paths, s->path, '/')) return false;
     for (i = 0; i < m->headers.count; i += 2) {
         chaosi_span value = chaosi_header_of(s, cfg->text + cfg->items[m->headers.first + i].at);
         if (!value.at || !chaosi_glob(chaosi_item(cfg, m->headers, i + 1), value, 0)) return false;
@@ -1652,27 +1580,21 @@ CHAOSI_FN bool chaosi_matches(const chaos_config *cfg, const chaos_match *m, con
 
 /* The list that spares health checks when `exclude` is not given. "/healthz" is in "/health*". */
 CHAOSI_FN bool chaosi_default_excluded(const chaosi_subject *s) {
-    static const chaosi_span paths[] = {{"/health*", 8}, {"/livez", 6}, {"/readyz", 7}, {"/ping", 5}};
+    static const char *const paths[] = {"/health*", "/livez", "/readyz", "/ping"};
     static const char *const agents[] = {"ELB-HealthChecker/*", "kube-probe/*", "Amazon-Route53-Health-Check-Service*"};
     chaosi_span agent;
-    size_t i;
-    for (i = 0; s->path.len > 1 && i < sizeof paths / sizeof paths[0]; i++)
-        if (paths[i].at[1] == s->path.at[1] && chaosi_glob(paths[i], s->path, '/')) return true;
-    if (!s->req || !s->req->header) return false;
+    int i;
+    for (i = 0; s->path.len > 1 && i < 4; i++)
+        if (paths[i][1] == s->path.at[1] && chaosi_glob(chaosi_str(paths[i]), s->path, '/')) return true;
     agent = chaosi_header_of(s, "user-agent");
-    for (i = 0; agent.at && i < sizeof agents / sizeof agents[0]; i++)
+    for (i = 0; agent.at && i < 3; i++)
         if (chaosi_glob(chaosi_str(agents[i]), agent, 0)) return true;
     return false;
 }
 
-CHAOSI_FN bool chaosi_excluded(const chaos_config *cfg, const chaosi_subject *s) {
-    return cfg->default_exclude ? chaosi_default_excluded(s) : chaosi_any_path(cfg, cfg->exclude, s->path);
-}
-
 /* Takes the fault out of a verdict; what was rolled stays. */
 CHAOSI_FN void chaosi_spare(chaos_verdict *v) {
-    v->kind = CHAOS_PASS;
-    v->after = 0;
+    v->kind = v->after = 0;
     v->status = 0;
     v->delay_us = v->bandwidth = v->ticket = 0;
 }
@@ -1693,7 +1615,7 @@ CHAOSI_FN bool chaosi_judge(const chaos_config *cfg, const chaos_request *req, c
         v->rule = (chaosi_u16)(rule + 1);
     }
     chaosi_roll_faults(fault, chaosi_mix(cfg->seed ^ rule_hash), key, v);
-    if (!v->kind || !chaosi_excluded(cfg, &s)) return false;
+    if (!v->kind || !(cfg->default_exclude ? chaosi_default_excluded(&s) : chaosi_any(cfg, cfg->exclude, s.path, '/'))) return false;
     chaosi_spare(v);
     return true;
 }
@@ -1702,11 +1624,7 @@ CHAOSI_FN bool chaosi_judge(const chaos_config *cfg, const chaos_request *req, c
 CHAOSI_FN unsigned chaosi_canary_slot(chaosi_span instance) { return (unsigned)((chaosi_mix(chaosi_hash(instance)) >> 32) * 100 >> 32); }
 
 CHAOSI_FN bool chaosi_takes_part(const chaos_config *cfg, chaosi_span instance) {
-    int i;
-    if (chaosi_canary_slot(instance) >= cfg->canary) return false;
-    for (i = 0; i < cfg->instances.count; i++)
-        if (chaosi_glob(chaosi_item(cfg, cfg->instances, i), instance, 0)) return true;
-    return cfg->instances.count == 0;
+    return chaosi_canary_slot(instance) < cfg->canary && (!cfg->instances.count || chaosi_any(cfg, cfg->instances, instance, 0));
 }
 
 #ifndef CHAOS_COMPILE_OUT
