@@ -2211,7 +2211,7 @@ CHAOSI_FN bool chaosi_thread(pthread_t *t, void *(*fn)(void *), void *arg) {
    only CRLF ends a line, one Host, one framing, no folds, no bare CR, no NUL. */
 #define CHAOSI_FIELDS_MAX      100
 #define CHAOSI_CHUNK_EXTRA_MAX 8192 /* bytes of chunk extensions in one body */
-#define CHAOSI_TRAILERS_MAX    4096 /* bytes of trailers in one body */
+#define CHAOSI_CHUNK_TEXT_MAX  4096 /* bytes of one size line, or of all trailers */
 
 typedef struct chaosi_field {
     chaosi_span name, value;
@@ -2462,104 +2462,79 @@ CHAOSI_FN int chaosi_http_reply(chaosi_head *h, const char *buf, size_t len) {
 }
 
 /* Chunked framing, decoded in place. All zero = at the start. */
-typedef enum chaosi_chunk_state {
-    CHAOSI_CHUNK_SIZE,
-    CHAOSI_CHUNK_EXTENSION,
-    CHAOSI_CHUNK_SIZE_LF,
-    CHAOSI_CHUNK_DATA,
-    CHAOSI_CHUNK_DATA_CR,
-    CHAOSI_CHUNK_DATA_LF,
-    CHAOSI_CHUNK_TRAILER,
-    CHAOSI_CHUNK_TRAILER_NAME,
-    CHAOSI_CHUNK_TRAILER_VALUE,
-    CHAOSI_CHUNK_TRAILER_LF,
-    CHAOSI_CHUNK_LAST_LF,
-    CHAOSI_CHUNK_DONE,
-    CHAOSI_CHUNK_BAD
-} chaosi_chunk_state;
+typedef enum chaosi_chunk {
+    CHAOSI_IN_SIZE,
+    CHAOSI_IN_DATA,
+    CHAOSI_AFTER_DATA,
+    CHAOSI_IN_TRAILER,
+    CHAOSI_CHUNKED,
+    CHAOSI_UNCHUNKED
+} chaosi_chunk;
 
 typedef struct chaosi_chunked {
-    chaosi_chunk_state state;
-    int digits;
-    chaosi_u64 left; /* of the chunk; while its size is read, the size so far */
-    size_t extra;    /* bytes of extensions so far */
-    size_t trailers_len;
-    char trailers[CHAOSI_TRAILERS_MAX]; /* whole lines; last, so that a start need not clear it */
+    chaosi_chunk state;               /* CHAOSI_CHUNKED: complete; CHAOSI_UNCHUNKED: malformed */
+    chaosi_u64 left;                  /* of this chunk */
+    size_t extra;                     /* bytes of extensions so far */
+    size_t line, text_len;            /* the line being read starts at text[line] */
+    char text[CHAOSI_CHUNK_TEXT_MAX]; /* that line, or all trailers; last, so that a start need not clear it */
 } chaosi_chunked;
 
-/* One byte that is not data: the next state. */
-CHAOSI_FN chaosi_chunk_state chaosi_chunk_byte(chaosi_chunked *d, char c) {
-    bool text = ((chaosi_u8)c >= 0x20 || c == '\t') && c != 0x7f;
-    switch (d->state) {
-    case CHAOSI_CHUNK_SIZE:
-        if (chaosi_hex(c) >= 0 && d->digits < 15) {
-            d->left = d->left * 16 + (chaosi_u64)chaosi_hex(c);
-            d->digits++;
-            return CHAOSI_CHUNK_SIZE;
-        }
-        if (!d->digits) return CHAOSI_CHUNK_BAD;
-        return c == ';' ? CHAOSI_CHUNK_EXTENSION : c == '\r' ? CHAOSI_CHUNK_SIZE_LF : CHAOSI_CHUNK_BAD;
-    case CHAOSI_CHUNK_EXTENSION: return c == '\r' ? CHAOSI_CHUNK_SIZE_LF : text ? CHAOSI_CHUNK_EXTENSION : CHAOSI_CHUNK_BAD;
-    case CHAOSI_CHUNK_SIZE_LF:
-        if (c != '\n') return CHAOSI_CHUNK_BAD;
-        d->digits = 0;
-        return d->left ? CHAOSI_CHUNK_DATA : CHAOSI_CHUNK_TRAILER;
-    case CHAOSI_CHUNK_DATA_CR: return c == '\r' ? CHAOSI_CHUNK_DATA_LF : CHAOSI_CHUNK_BAD;
-    case CHAOSI_CHUNK_DATA_LF: return c == '\n' ? CHAOSI_CHUNK_SIZE : CHAOSI_CHUNK_BAD;
-    case CHAOSI_CHUNK_TRAILER:
-        return c == '\r' ? CHAOSI_CHUNK_LAST_LF : chaosi_is_token_char(c) ? CHAOSI_CHUNK_TRAILER_NAME : CHAOSI_CHUNK_BAD;
-    case CHAOSI_CHUNK_TRAILER_NAME:
-        return c == ':' ? CHAOSI_CHUNK_TRAILER_VALUE : chaosi_is_token_char(c) ? CHAOSI_CHUNK_TRAILER_NAME : CHAOSI_CHUNK_BAD;
-    case CHAOSI_CHUNK_TRAILER_VALUE: return c == '\r' ? CHAOSI_CHUNK_TRAILER_LF : text ? CHAOSI_CHUNK_TRAILER_VALUE : CHAOSI_CHUNK_BAD;
-    case CHAOSI_CHUNK_TRAILER_LF: return c == '\n' ? CHAOSI_CHUNK_TRAILER : CHAOSI_CHUNK_BAD;
-    case CHAOSI_CHUNK_LAST_LF: return c == '\n' ? CHAOSI_CHUNK_DONE : CHAOSI_CHUNK_BAD;
-    default: return CHAOSI_CHUNK_BAD;
+/* A whole line that is not data: the next state. */
+CHAOSI_FN chaosi_chunk chaosi_chunk_line(chaosi_chunked *d) {
+    chaosi_span line;
+    size_t n = 0;
+    const char *colon;
+    if (chaosi_line_at(d->text, d->text_len, d->line, &line) != 1 || !chaosi_is_value(line)) return CHAOSI_UNCHUNKED;
+    if (d->state == CHAOSI_IN_TRAILER && line.len) {
+        colon = (const char *)memchr(line.at, ':', line.len);
+        d->line = d->text_len;
+        return colon && chaosi_is_token(chaosi_of(line.at, (size_t)(colon - line.at))) ? CHAOSI_IN_TRAILER : CHAOSI_UNCHUNKED;
     }
+    d->text_len = d->line;
+    if (d->state == CHAOSI_IN_TRAILER) return CHAOSI_CHUNKED;
+    if (d->state == CHAOSI_AFTER_DATA) return line.len ? CHAOSI_UNCHUNKED : CHAOSI_IN_SIZE;
+    for (d->left = 0; n < line.len && n < 16 && chaosi_hex(line.at[n]) >= 0; n++)
+        d->left = d->left * 16 + (chaosi_u64)chaosi_hex(line.at[n]);
+    d->extra += line.len - n;
+    if (n == 0 || n == 16 || (n < line.len && line.at[n] != ';') || d->extra > CHAOSI_CHUNK_EXTRA_MAX) return CHAOSI_UNCHUNKED;
+    return d->left ? CHAOSI_IN_DATA : CHAOSI_IN_TRAILER;
 }
 
 /* Decodes buf[0..len) in place: *made bytes of body now stand at buf, *used bytes were taken (what follows belongs to the
    next message). 1 = the body is complete, 0 = need more, -1 = malformed. Extensions are dropped, trailers kept. */
 CHAOSI_FN int chaosi_chunked_feed(chaosi_chunked *d, char *buf, size_t len, size_t *used, size_t *made) {
     size_t i = 0, n = 0;
-    while (i < len && d->state != CHAOSI_CHUNK_DONE && d->state != CHAOSI_CHUNK_BAD) {
-        if (d->state == CHAOSI_CHUNK_DATA) {
+    while (i < len && d->state < CHAOSI_CHUNKED) {
+        if (d->state == CHAOSI_IN_DATA) {
             size_t piece = len - i < d->left ? len - i : (size_t)d->left;
             memmove(buf + n, buf + i, piece);
             n += piece;
             i += piece;
             d->left -= piece;
-            if (!d->left) d->state = CHAOSI_CHUNK_DATA_CR;
-            continue;
+            if (!d->left) d->state = CHAOSI_AFTER_DATA;
+        } else if (d->text_len == CHAOSI_CHUNK_TEXT_MAX || (d->state == CHAOSI_AFTER_DATA && buf[i] != '\r' && buf[i] != '\n')) {
+            d->state = CHAOSI_UNCHUNKED;
+        } else {
+            d->text[d->text_len++] = buf[i];
+            if (buf[i++] == '\n') d->state = chaosi_chunk_line(d);
         }
-        if (d->state == CHAOSI_CHUNK_EXTENSION) d->extra++;
-        if (d->state >= CHAOSI_CHUNK_TRAILER && d->trailers_len < CHAOSI_TRAILERS_MAX) d->trailers[d->trailers_len++] = buf[i];
-        d->state =
-            d->extra > CHAOSI_CHUNK_EXTRA_MAX || d->trailers_len == CHAOSI_TRAILERS_MAX ? CHAOSI_CHUNK_BAD : chaosi_chunk_byte(d, buf[i]);
-        i++;
     }
-    if (d->state == CHAOSI_CHUNK_DONE) d->trailers_len -= 2; /* the empty line */
     *used = i;
     *made = n;
-    return d->state == CHAOSI_CHUNK_DONE ? 1 : d->state == CHAOSI_CHUNK_BAD ? -1 : 0;
+    return d->state == CHAOSI_CHUNKED ? 1 : d->state == CHAOSI_UNCHUNKED ? -1 : 0;
 }
 
 /* A reason phrase; RFC 9112 section 4 lets it be anything. */
 CHAOSI_FN const char *chaosi_status_text(int status) {
-    switch (status) {
-    case 400: return "Bad Request";
-    case 408: return "Request Timeout";
-    case 414: return "URI Too Long";
-    case 417: return "Expectation Failed";
-    case 429: return "Too Many Requests";
-    case 431: return "Request Header Fields Too Large";
-    case 500: return "Internal Server Error";
-    case 501: return "Not Implemented";
-    case 502: return "Bad Gateway";
-    case 503: return "Service Unavailable";
-    case 504: return "Gateway Timeout";
-    case 505: return "HTTP Version Not Supported";
-    default: return status < 300 ? "OK" : status < 400 ? "Redirect" : status < 500 ? "Client Error" : "Server Error";
-    }
+    static const char *const texts[] = {"400Bad Request",           "408Request Timeout",   "414URI Too Long",
+                                        "417Expectation Failed",    "429Too Many Requests", "431Request Header Fields Too Large",
+                                        "500Internal Server Error", "501Not Implemented",   "502Bad Gateway",
+                                        "503Service Unavailable",   "504Gateway Timeout",   "505HTTP Version Not Supported"};
+    static const char *const classes[] = {"OK", "Redirect", "Client Error", "Server Error"};
+    size_t i;
+    for (i = 0; i < sizeof texts / sizeof texts[0]; i++)
+        if (atoi(texts[i]) == status) return texts[i] + 3;
+    return classes[status < 300 ? 0 : status / 100 - 2];
 }
 
 /* The value of a field, at NULL = none. */
@@ -3574,7 +3549,7 @@ CHAOSI_FN int chaosi_dial_upstream(chaosi_worker *w) {
 /* -- flows -- */
 CHAOSI_FN void chaosi_flow_start(chaosi_flow *f, const chaosi_head *head, chaosi_body body, int from, int to, char *buf, size_t cap,
                                  size_t len) {
-    memset(f, 0, offsetof(chaosi_flow, chunk) + offsetof(chaosi_chunked, trailers));
+    memset(f, 0, offsetof(chaosi_flow, chunk) + offsetof(chaosi_chunked, text));
     f->head = head, f->body = body;
     f->from = from, f->to = to;
     f->buf = buf, f->cap = cap, f->len = len;
@@ -3630,7 +3605,7 @@ CHAOSI_FN void chaosi_flow_frame(chaosi_flow *f) {
     if (made) chaosi_flow_out(f, "\r\n", 2);
     if (!f->ended) return;
     chaosi_flow_out(f, "0\r\n", 3);
-    chaosi_flow_out(f, f->chunk.trailers, chaosi_clean_trailers(f->head, f->chunk.trailers, f->chunk.trailers_len));
+    chaosi_flow_out(f, f->chunk.text, chaosi_clean_trailers(f->head, f->chunk.text, f->chunk.text_len));
     chaosi_flow_out(f, "\r\n", 2);
 }
 
