@@ -2280,16 +2280,17 @@ CHAOSI_FN bool chaosi_is_value(chaosi_span s) {
 
 /* uri-host [":" port], by its characters (RFC 3986 section 3.2.2). */
 CHAOSI_FN bool chaosi_is_host(chaosi_span s) {
-    size_t i;
-    for (i = 0; i < s.len; i++) {
+    bool v6 = s.len && s.at[0] == '[';
+    size_t i = v6, start = i;
+    for (; i < s.len; i++) {
         char c = s.at[i];
-        if (!chaosi_is_digit(c) && !(chaosi_lower(c) >= 'a' && chaosi_lower(c) <= 'z') && !(c && strchr("-._~%!$&'()*+,;=:[]", c)))
-            return false;
+        bool name = chaosi_is_digit(c) || (chaosi_lower(c) >= 'a' && chaosi_lower(c) <= 'z') || (c && strchr("-._~%!$&'()*+,;=", c));
+        if (v6 ? chaosi_hex(c) < 0 && c != ':' && c != '.' : !name) break;
     }
-    for (i = s.len; i > 0 && s.at[i - 1] != ':' && s.at[i - 1] != ']'; i--) {}
-    while (i > 0 && s.at[i - 1] == ':' && s.len > i)
-        if (!chaosi_is_digit(s.at[--s.len])) return false;
-    return s.len > 0;
+    if (i == start || (v6 && (i == s.len || s.at[i++] != ']'))) return false;
+    if (i < s.len && s.at[i++] != ':') return false;
+    while (i < s.len && chaosi_is_digit(s.at[i])) i++;
+    return i == s.len;
 }
 
 /* 1*DIGIT, below 2^63. */
@@ -2344,6 +2345,7 @@ CHAOSI_FN int chaosi_field_meaning(chaosi_head *h, const chaosi_field *f) {
         if (!h->protocol.len) h->protocol = f->value;
     } else if (chaosi_is(f->name, "te")) {
         while (chaosi_next_element(&list, &element)) h->trailers = h->trailers || chaosi_is(element, "trailers");
+    } else if (h->status) { /* the rest is for requests */
     } else if (chaosi_is(f->name, "host")) {
         h->hosts++;
         if (!chaosi_is_host(f->value)) return 400;
@@ -2399,7 +2401,7 @@ CHAOSI_FN int chaosi_target(chaosi_head *h) {
     chaosi_span t = h->target;
     size_t i;
     for (i = 0; i < t.len; i++)
-        if ((chaosi_u8)t.at[i] <= 0x20 || (chaosi_u8)t.at[i] >= 0x7f) return 400;
+        if ((chaosi_u8)t.at[i] <= 0x20 || (chaosi_u8)t.at[i] >= 0x7f || t.at[i] == '#') return 400;
     h->path = t;
     if (chaosi_same(h->method, chaosi_str("CONNECT"))) return 501;
     if (t.len && t.at[0] == '/') return 0;
@@ -2409,6 +2411,7 @@ CHAOSI_FN int chaosi_target(chaosi_head *h) {
     for (i = 0; i < t.len && t.at[i] != '/' && t.at[i] != '?'; i++) {}
     h->authority = chaosi_of(t.at, i);
     h->path = chaosi_of(t.at + i, t.len - i);
+    if (!h->path.len && chaosi_same(h->method, chaosi_str("OPTIONS"))) h->path = chaosi_str("*");
     return chaosi_is_host(h->authority) ? 0 : 400;
 }
 
@@ -2497,6 +2500,7 @@ CHAOSI_FN chaosi_chunk chaosi_chunk_line(chaosi_chunked *d) {
         d->left = d->left * 16 + (chaosi_u64)chaosi_hex(line.at[n]);
     d->extra += line.len - n;
     if (n == 0 || n == 16 || (n < line.len && line.at[n] != ';') || d->extra > CHAOSI_CHUNK_EXTRA_MAX) return CHAOSI_UNCHUNKED;
+    d->extra -= d->extra < d->left ? d->extra : (size_t)d->left; /* extensions may grow with the data, no faster */
     return d->left ? CHAOSI_IN_DATA : CHAOSI_IN_TRAILER;
 }
 
@@ -2505,6 +2509,7 @@ CHAOSI_FN chaosi_chunk chaosi_chunk_line(chaosi_chunked *d) {
 CHAOSI_FN int chaosi_chunked_feed(chaosi_chunked *d, char *buf, size_t len, size_t *used, size_t *made) {
     size_t i = 0, n = 0;
     while (i < len && d->state < CHAOSI_CHUNKED) {
+        bool cr = d->text_len > d->line && d->text[d->text_len - 1] == '\r';
         if (d->state == CHAOSI_IN_DATA) {
             size_t piece = len - i < d->left ? len - i : (size_t)d->left;
             memmove(buf + n, buf + i, piece);
@@ -2512,7 +2517,8 @@ CHAOSI_FN int chaosi_chunked_feed(chaosi_chunked *d, char *buf, size_t len, size
             i += piece;
             d->left -= piece;
             if (!d->left) d->state = CHAOSI_AFTER_DATA;
-        } else if (d->text_len == CHAOSI_CHUNK_TEXT_MAX || (d->state == CHAOSI_AFTER_DATA && buf[i] != '\r' && buf[i] != '\n')) {
+        } else if (d->text_len == CHAOSI_CHUNK_TEXT_MAX || (cr && buf[i] != '\n') ||
+                   (d->state == CHAOSI_AFTER_DATA && !cr && buf[i] != '\r')) {
             d->state = CHAOSI_UNCHUNKED;
         } else {
             d->text[d->text_len++] = buf[i];
@@ -2586,7 +2592,8 @@ CHAOSI_FN size_t chaosi_clean_trailers(const chaosi_head *h, char *lines, size_t
                                         "max-forwards",
                                         "location",
                                         "www-authenticate",
-                                        "x-chaos-injected"};
+                                        "x-chaos-injected",
+                                        "x-chaos-delay-ms"};
     const size_t count = sizeof never / sizeof never[0];
     size_t at = 0, kept = 0, k;
     chaosi_span line, name;
@@ -2634,6 +2641,11 @@ CHAOSI_FN void chaosi_put_appended(chaosi_out *o, const chaosi_head *h, const ch
     chaosi_puts(o, "\r\n");
 }
 
+/* The field, unless the client's own goes on. */
+CHAOSI_FN void chaosi_put_unless_there(chaosi_out *o, const chaosi_head *h, const char *name, chaosi_span value) {
+    if (!chaosi_field_value(h, name).at || chaosi_is_hop_by_hop(h, chaosi_str(name))) chaosi_put_field(o, chaosi_str(name), value);
+}
+
 /* The request as the upstream gets it. host: what Host says; peer: the client's address. */
 CHAOSI_FN void chaosi_put_request(chaosi_out *o, const chaosi_head *h, const char *prefix, chaosi_span host, const char *peer) {
     int i;
@@ -2652,9 +2664,8 @@ CHAOSI_FN void chaosi_put_request(chaosi_out *o, const chaosi_head *h, const cha
     }
     chaosi_put_appended(o, h, "Via", h->minor ? "1.1 chaos" : "1.0 chaos");
     chaosi_put_appended(o, h, "X-Forwarded-For", peer);
-    if (!chaosi_field_value(h, "x-forwarded-proto").at) chaosi_put_field(o, chaosi_str("X-Forwarded-Proto"), chaosi_str("http"));
-    if (!chaosi_field_value(h, "x-forwarded-host").at)
-        chaosi_put_field(o, chaosi_str("X-Forwarded-Host"), h->authority.len ? h->authority : chaosi_field_value(h, "host"));
+    chaosi_put_unless_there(o, h, "X-Forwarded-Proto", chaosi_str("http"));
+    chaosi_put_unless_there(o, h, "X-Forwarded-Host", h->authority.len ? h->authority : chaosi_field_value(h, "host"));
     if (h->tunnel || h->trailers)
         chaosi_puts(o, !h->trailers ? "Connection: Upgrade\r\n" : h->tunnel ? "Connection: Upgrade, TE\r\n" : "Connection: TE\r\n");
     if (h->trailers) chaosi_puts(o, "TE: trailers\r\n");
@@ -3294,7 +3305,6 @@ CHAOSI_FN void chaosi_count_outcome(chaos *c, int status, chaosi_u64 us) {
 #define CHAOSI_FRESH_MS        20    /* a new connection's first bytes are waited for this long before it is parked */
 #define CHAOSI_GROW_MS         5     /* how often it is looked whether more workers are needed */
 #define CHAOSI_RESOLVE_MS      30000 /* the upstream's name is looked up again */
-#define CHAOSI_INTERIMS_MAX    32
 #define CHAOSI_POOL_IDLE_NS    (30000 * CHAOSI_MS)
 #define CHAOSI_POST_IDLE_NS    (500 * CHAOSI_MS)
 #define CHAOSI_INJECT_BODY_MAX 65536u /* a request body this long is read before an injected answer, within 1 s */
@@ -3948,20 +3958,21 @@ CHAOSI_FN chaosi_out chaosi_put_reply(chaosi_worker *w) {
 CHAOSI_FN void chaosi_forward_interim(chaosi_worker *w, int head_len) {
     chaosi_out o = chaosi_put_reply(w);
     chaosi_puts(&o, "\r\n");
-    if (w->req.minor) chaosi_send_all(w->client, w->out, o.len, chaosi_in(w->p->d.body_timeout));
+    if (w->req.minor && o.len < o.cap) chaosi_send_all(w->client, w->out, o.len, chaosi_in(w->p->d.body_timeout));
     memmove(w->rep, w->rep + head_len, w->rep_len - (size_t)head_len);
     w->rep_len -= (size_t)head_len;
 }
 
 /* What is in w->rep: CHAOSI_REPLY = a final head (interim ones are passed on), CHAOSI_STALE = not yet. */
-CHAOSI_FN chaosi_outcome chaosi_final_head(chaosi_worker *w, int *head_len, int *interims) {
+CHAOSI_FN chaosi_outcome chaosi_final_head(chaosi_worker *w, int *head_len) {
     for (;;) {
         *head_len = w->rep_len ? chaosi_http_reply(&w->reply, w->rep, w->rep_len) : 0;
         if (*head_len < 0 || (*head_len ? *head_len : (int)w->rep_len) > w->p->d.head_limit) return CHAOSI_BAD_REPLY;
         if (!*head_len) return CHAOSI_STALE;
         if (w->reply.status >= 200 || (w->reply.status == 101 && w->req.tunnel)) return CHAOSI_REPLY;
-        if (w->reply.status == 101 || ++*interims > CHAOSI_INTERIMS_MAX) return CHAOSI_BAD_REPLY;
+        if (w->reply.status == 101) return CHAOSI_BAD_REPLY;
         chaosi_forward_interim(w, *head_len);
+        w->reused = false; /* it has answered: nothing is sent twice */
     }
 }
 
@@ -3970,7 +3981,6 @@ CHAOSI_FN chaosi_outcome chaosi_final_head(chaosi_worker *w, int *head_len, int 
 CHAOSI_FN chaosi_outcome chaosi_ask_upstream(chaosi_worker *w, int *head_len) {
     const chaos_proxy_desc *d = &w->p->d;
     chaosi_u64 deadline = chaosi_in(d->reply_timeout);
-    int interims = 0;
     w->rep_len = 0;
     for (;;) {
         chaosi_u64 moved = w->up.moved;
@@ -3981,6 +3991,7 @@ CHAOSI_FN chaosi_outcome chaosi_ask_upstream(chaosi_worker *w, int *head_len) {
         if (w->up.bad) return CHAOSI_BAD_BODY;
         if (w->up.eof && !w->up.done) return CHAOSI_CLIENT_GONE;
         if (moved != w->up.moved) deadline = chaosi_in(chaosi_flow_over(&w->up) ? d->reply_timeout : d->body_timeout);
+        if (chaosi_clock(false) >= deadline) return CHAOSI_TIMED_OUT; /* interim replies without end */
         wait = chaosi_flow_over(&w->up) && !w->rep_len;
         if (!wait) {
             int r = chaosi_flows_wait(w, true, deadline);
@@ -3991,9 +4002,9 @@ CHAOSI_FN chaosi_outcome chaosi_ask_upstream(chaosi_worker *w, int *head_len) {
                  : recv(w->who->upstream, w->rep + w->rep_len, w->rep_cap - w->rep_len, MSG_DONTWAIT);
         if (n < 0 && chaosi_would_block() && wait) return CHAOSI_TIMED_OUT;
         if (n < 0 && chaosi_would_block()) continue;
-        if (n <= 0) return w->rep_len || interims ? CHAOSI_BAD_REPLY : w->reused ? CHAOSI_STALE : CHAOSI_NO_REPLY;
+        if (n <= 0) return w->rep_len ? CHAOSI_BAD_REPLY : w->reused ? CHAOSI_STALE : CHAOSI_NO_REPLY;
         w->rep_len += (size_t)n;
-        outcome = chaosi_final_head(w, head_len, &interims);
+        outcome = chaosi_final_head(w, head_len);
         if (outcome != CHAOSI_STALE) return outcome;
     }
 }

@@ -16,7 +16,8 @@ import sys
 import threading
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-import real  # noqa: E402  the processes and their cleanup
+import common  # noqa: E402  the processes and their cleanup
+import real  # noqa: E402  its nginx
 
 KINDS = ("requests", "replies", "chunked")
 LIMIT = 55  # seconds, for everything
@@ -62,9 +63,9 @@ HAPROXY = """
 
 
 def runner_program():
-    program = os.path.join(real.BUILD, "tests", "net", "http_vectors")
+    program = os.path.join(common.BUILD, "tests", "net", "http_vectors")
     if not os.path.exists(program):
-        raise RuntimeError("make %s first" % os.path.relpath(program, real.ROOT))
+        raise RuntimeError("make %s first" % os.path.relpath(program, common.ROOT))
     return program
 
 
@@ -74,7 +75,7 @@ class Runner:
     def __init__(self, name, verbose):
         self.process = subprocess.Popen([runner_program(), "--through", name, *(["-v"] if verbose else [])], text=True,
                                         errors="replace", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        real.RUNNING.append(self.process)
+        common.RUNNING.append(self.process)
         found = re.match(r"upstream (\d+)\n", self.process.stdout.readline())
         assert found, "the runner does not start"
         self.upstream = int(found.group(1))
@@ -82,7 +83,7 @@ class Runner:
 
     def run(self, port):
         out, _ = self.process.communicate("%d\n" % port, timeout=LIMIT)
-        real.stop(self.process)
+        common.stop(self.process)
         for line in out.splitlines():
             found = re.match(r"(\w+) (\d+) of (\d+)$", line)
             if found:
@@ -98,28 +99,28 @@ def version(*command):
 
 
 def start_chaos(upstream):
-    proxy = real.Proxy(upstream)
+    proxy = common.Proxy(upstream)
     return "chaos", proxy.port
 
 
 def start_nginx(upstream):
     nginx = real.Nginx(NGINX.replace("UPSTREAM", str(upstream)))
-    return "nginx " + version(real.tool("nginx"), "-v"), nginx.port
+    return "nginx " + version(common.tool("nginx"), "-v"), nginx.port
 
 
 def start_haproxy(upstream):
     for _ in range(5):  # the port is free now, and may be taken a moment later
-        port = real.free_port()
-        path = os.path.join(real.folder(), "haproxy-%d.cfg" % port)
+        port = common.free_port()
+        path = os.path.join(common.folder(), "haproxy-%d.cfg" % port)
         with open(path, "w") as f:
             f.write(HAPROXY.replace("UPSTREAM", str(upstream)).replace("PORT", str(port)))
-        process = real.spawn([real.tool("haproxy"), "-db", "-f", path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = common.spawn([common.tool("haproxy"), "-db", "-f", path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            real.until(lambda: process.poll() is not None or real.answers(port), 5, "haproxy listens")
+            common.until(lambda: process.poll() is not None or common.answers(port), 5, "haproxy listens")
         except AssertionError:
             pass
         if process.poll() is None:
-            return "HAProxy " + version(real.tool("haproxy"), "-v"), port
+            return "HAProxy " + version(common.tool("haproxy"), "-v"), port
     raise RuntimeError("haproxy does not start")
 
 
@@ -139,11 +140,11 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     signal.alarm(LIMIT)
     peers = [("chaos", start_chaos), ("nginx", start_nginx), ("haproxy", start_haproxy)]
-    missing = [name for name, _ in peers[1:] if not real.tool(name)]
+    missing = [name for name, _ in peers[1:] if not common.tool(name)]
     results = {}
     threads = [threading.Thread(target=measure, args=(name, start, verbose, results), daemon=True)
                for name, start in peers if name not in missing]
-    real.folder()  # before the threads, which share it
+    common.folder()  # before the threads, which share it
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -173,5 +174,5 @@ def main():
 
 
 if __name__ == "__main__":
-    atexit.register(real.cleanup)
+    atexit.register(common.cleanup)
     sys.exit(main())
