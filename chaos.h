@@ -195,8 +195,7 @@ typedef struct chaos_config {
     char text[CHAOS_MAX_TEXT];
 } chaos_config;
 
-/* Validates a whole text against RFC 8259, at most 64 levels deep. Reads only text[0..len). err may be NULL. Returns
-   CHAOS_OK or CHAOS_ERR_JSON. Any thread; no allocation. */
+/* Validates text[0..len) against RFC 8259, at most 64 levels deep: CHAOS_OK or CHAOS_ERR_JSON. err may be NULL. Any thread. */
 CHAOS_API chaos_result chaos_json_check(const char *text, size_t len, chaos_error *err);
 /* Parses and validates a config (see the manual for the keys). On an error *out is a config that is off, and err (may
    be NULL) names the key and the place. Any thread; no allocation. */
@@ -1169,21 +1168,21 @@ CHAOSI_FN int chaosi_digits(const char *s, int n) {
 
 /* RFC 3339 section 5.6, UTC only, from 1970; ms since the epoch, -1 = not such a moment. s is NUL-terminated. */
 CHAOSI_FN long long chaosi_moment(const char *s) {
-    int v[6], i, ms = 0, scale = 100; /* v: year month day hour minute second */
-    long long days;
+    int v[6], i, fraction = 0, scale = 100; /* v: year month day hour minute second */
+    long long ms;
     char again[80];
-    if (strlen(s) < 20 || s[4] != '-' || s[7] != '-' || chaosi_lower(s[10]) != 't' || s[13] != ':' || s[16] != ':') return -1;
+    if (strlen(s) < 20 || chaosi_lower(s[10]) != 't') return -1;
     for (i = 0; i < 6; i++) v[i] = chaosi_digits(s + (i ? 3 * i + 2 : 0), i ? 2 : 4);
-    if (v[0] < 1970 || v[1] < 1 || v[1] > 12 || v[2] < 1 || v[2] > 31) return -1;
-    if (v[3] < 0 || v[3] > 23 || v[4] < 0 || v[4] > 59 || v[5] < 0 || v[5] > 60) return -1;
-    days = chaosi_days(v[0], v[1], v[2]);
-    if (memcmp(chaosi_rfc3339(again, days * 86400000, false), s, 10) != 0) return -1; /* 31 April would become 1 May */
+    ms = ((chaosi_days(v[0], v[1], v[2]) * 24 + v[3]) * 60 + v[4]) * 60000;
+    if (v[2] > 31 || v[5] < 0 || v[5] > 60) return -1;
+    chaosi_rfc3339(again, ms, false); /* what is no such day or time comes back as another: 31 April as 1 May */
+    if (memcmp(again, s, 10) != 0 || memcmp(again + 11, s + 11, 6) != 0) return -1;
     s += 19;
     if (*s == '.' && !chaosi_is_digit(s[1])) return -1;
     if (*s == '.')
-        for (s++; chaosi_is_digit(*s); s++, scale /= 10) ms += (*s - '0') * scale;
+        for (s++; chaosi_is_digit(*s); s++, scale /= 10) fraction += (*s - '0') * scale;
     if (!(chaosi_lower(s[0]) == 'z' && !s[1]) && strcmp(s, "+00:00") != 0) return -1;
-    return (days * 86400 + v[3] * 3600 + v[4] * 60 + v[5]) * 1000 + ms;
+    return ms + v[5] * 1000 + fraction;
 }
 
 CHAOSI_FN bool chaosi_expires(chaosi_parse *p, bool number, long long *out) {
@@ -1453,12 +1452,11 @@ CHAOSI_FN chaosi_u64 chaosi_minus_ln(chaosi_u32 roll) {
 /* A point on the line through (0,0), (50 %,p50), (95 %,p95), (99 %,p99), (100 %,max); roll is the 32-bit share. */
 CHAOSI_FN chaosi_u64 chaosi_quantile_us(const unsigned *ms, chaosi_u32 roll) {
     static const chaosi_u32 at[5] = {0, 0x80000000u, 0xf3333333u, 0xfd70a3d7u, 0xffffffffu};
-    chaosi_u64 low, high;
+    chaosi_u64 low;
     int i = 0;
     while (i < 3 && roll >= at[i + 1]) i++;
-    low = i ? (chaosi_u64)ms[i - 1] * 1000 : 0;
-    high = (chaosi_u64)ms[i] * 1000;
-    return low + (high - low) * (roll - at[i]) / (at[i + 1] - at[i]);
+    low = i ? ms[i - 1] : 0;
+    return low * 1000 + (ms[i] - low) * 1000 * (roll - at[i]) / (at[i + 1] - at[i]);
 }
 
 CHAOSI_FN unsigned chaosi_delay_us(const chaos_fault *f, chaosi_u32 roll) {
@@ -1540,12 +1538,11 @@ CHAOSI_FN chaosi_span chaosi_decode_path(chaosi_span raw, char *to) {
 /* False = the path is too long to look at. */
 CHAOSI_FN bool chaosi_ready(chaosi_subject *s, const chaos_request *req) {
     chaosi_span raw = chaosi_given(req ? req->path : NULL, req ? req->path_len : 0);
-    size_t n = 0;
-    bool encoded = false;
-    for (; n < raw.len && raw.at[n] != '?'; n++) encoded = encoded || raw.at[n] == '%';
-    if (n > CHAOSI_PATH_MAX) return false;
+    const char *query = (const char *)memchr(raw.at, '?', raw.len);
+    if (query) raw.len = (size_t)(query - raw.at);
+    if (raw.len > CHAOSI_PATH_MAX) return false;
     s->req = req;
-    s->path = encoded ? chaosi_decode_path(chaosi_of(raw.at, n), s->decoded) : chaosi_of(raw.at, n);
+    s->path = memchr(raw.at, '%', raw.len) ? chaosi_decode_path(raw, s->decoded) : raw;
     return true;
 }
 
