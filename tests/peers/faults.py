@@ -76,11 +76,11 @@ def measure(proxy):
     return {"descriptors": descriptors(proxy.pid), "pss": pss(proxy.pid)}
 
 
-def storm(name, points, probability, count, length=2000, post=0):
+def storm(name, points, probability, count, length=2000, post=0, connections=CONNECTIONS):
     """Load while the points fail; the counts, and what the proxy grew by."""
     upstream = Load.serve()
     fiu = Fiu(upstream.port, {"enabled": True, "latency": 1, "latencyRate": 10, "errorRate": 1, "errorStatus": 418, "seed": 5})
-    clean_before = Load(fiu.proxy.port, CONNECTIONS, 2000, length, post)
+    clean_before = Load(fiu.proxy.port, connections, 2000, length, post)
     got = clean_before.result()
     assert got["ok"] + got["other"] == 2000 and got["wrong"] == got["errors"] == 0, got
     clean_before.end()
@@ -93,7 +93,7 @@ def storm(name, points, probability, count, length=2000, post=0):
             fiu.proxy.signal(signal.SIGHUP)
     thread = threading.Thread(target=reread, daemon=True)
     thread.start()
-    load = Load(fiu.proxy.port, CONNECTIONS, count, length, post, seconds=150)
+    load = Load(fiu.proxy.port, connections, count, length, post, seconds=150)
     got = load.result()
     load.end()
     rereads.set()
@@ -104,7 +104,7 @@ def storm(name, points, probability, count, length=2000, post=0):
     fiu.proxy.put({"enabled": False})
     fiu.proxy.signal(signal.SIGHUP)
     until(lambda: fiu.proxy.state() == "off", 5, "%s: the config is read again (%s)" % (name, fiu.proxy.state()))
-    grown = check_whole(fiu, before, CONNECTIONS, name)
+    grown = check_whole(fiu, before, connections, name)
     fiu.proxy.signal(signal.SIGTERM)
     assert fiu.proxy.wait_exit(12) == 0
     note("%s, %s each: %d requests in %.1f s: %d ok, %d injected, %d own 5xx, %d broken, 0 wrong; %d KiB more" %
@@ -127,7 +127,7 @@ def one_percent_with_uploads():
 @case
 def memory_fails_often():
     need("fiu-run", "fiu-ctrl")
-    storm("memory only", MEMORY, 0.2, REQUESTS // 10)
+    storm("memory only", MEMORY, 0.2, REQUESTS // 10, connections=16)
 
 
 @case
