@@ -3298,9 +3298,10 @@ CHAOSI_FN void chaosi_count_outcome(chaos *c, int status, chaosi_u64 us) {
    Upstream sockets live in a LIFO pool and are taken after the delay. Without epoll a worker stays with its connection. */
 #define CHAOSI_BODY_BUFFER     65536u
 #define CHAOSI_HEAD_ROOM       2048u /* what forwarding adds to a head */
-#define CHAOSI_SPARE_WORKERS   16    /* idle workers that stay */
-#define CHAOSI_FRESH_MS        20    /* a new connection's first bytes are waited for this long before it is parked */
-#define CHAOSI_GROW_MS         5     /* how often it is looked whether more workers are needed */
+#define CHAOSI_STAY_MS         20    /* while there are few clients, a worker waits this long for more from its own */
+#define CHAOSI_GROW_MS         4     /* how often it is looked whether more workers are needed */
+#define CHAOSI_SLOW_US         5000  /* a request that takes this long: more workers are needed */
+#define CHAOSI_SLOWISH_US      500   /* this long: they are if a processor is free */
 #define CHAOSI_RESOLVE_MS      30000 /* the upstream's name is looked up again */
 #define CHAOSI_POOL_IDLE_NS    (30000 * CHAOSI_MS)
 #define CHAOSI_POST_IDLE_NS    (500 * CHAOSI_MS)
@@ -3308,11 +3309,6 @@ CHAOSI_FN void chaosi_count_outcome(chaos *c, int status, chaosi_u64 us) {
 #define CHAOSI_HANG_MAX_NS     (900000 * CHAOSI_MS)
 #define CHAOSI_TOLD_NS         (60000 * CHAOSI_MS) /* one log line in this time for each kind of refusal */
 #define CHAOSI_MODES_PROXY     ((1u << CHAOS_KIND_COUNT) - 1)
-#ifdef CHAOSI_EPOLL
-#define CHAOSI_EAGER_WORKERS 64 /* so many are started at once when needed; more only while requests are slow */
-#else
-#define CHAOSI_EAGER_WORKERS INT_MAX
-#endif
 #ifndef CHAOSI_LATE
 #define CHAOSI_LATE(ns) ((void)(ns)) /* for the benchmark: how long after its end an injected delay was noticed */
 #endif
@@ -3345,6 +3341,9 @@ typedef struct chaosi_proxy {
     int listener, ready;                                   /* ready: the epoll set of parked clients, the listener and the stop pipe */
     char host[256], port[8], host_port[300], prefix[1024]; /* of the upstream; host_port as Host would say it */
     chaosi_u32 workers, idle, served, starving, dial_failed;
+    chaosi_u32 served_before; /* a tick ago */
+    chaosi_u32 surplus;       /* so many workers end when they have served */
+    int processors, eager;    /* eager: so many workers are started at once and stay; more only while requests are slow */
     chaosi_u32 stopping, hard;
     chaosi_u64 told[32];  /* when each outcome was logged last */
     pthread_mutex_t lock; /* guards what follows, and each client's `upstream` */
@@ -3774,8 +3773,9 @@ CHAOSI_FN ssize_t chaosi_first_bytes(chaosi_worker *w) {
     size_t most = (size_t)w->p->d.head_limit;
     ssize_t n = -1;
 #ifdef CHAOSI_EPOLL
-    if (w->ready) n = w->who->known ? recv(w->client, w->in, most, MSG_DONTWAIT) : chaosi_recv_first(w->client, w->in, most);
-    w->parks = !w->ready || (n < 0 && chaosi_would_block());
+    bool stay = CHAOSI_LOAD(&w->p->c->connections_now) <= (chaosi_u32)w->p->eager;
+    if (stay || w->ready) n = stay ? chaosi_recv_first(w->client, w->in, most) : recv(w->client, w->in, most, MSG_DONTWAIT);
+    w->parks = (!stay && !w->ready) || (n < 0 && chaosi_would_block());
     w->ready = false;
 #else
     chaosi_sleep_until(chaosi_in(w->p->d.idle_timeout), w->client, CHAOSI_STOP(w->p->c)[0]);
@@ -4275,7 +4275,7 @@ CHAOSI_FN void chaosi_sweep(chaosi_proxy *p, chaosi_u64 ns) {
 /* False = enough others are idle: this worker may go. */
 CHAOSI_FN bool chaosi_is_needed(chaosi_proxy *p) {
     chaosi_u32 idle = CHAOSI_LOAD(&p->idle);
-    return idle <= CHAOSI_SPARE_WORKERS || !CHAOSI_CAS(&p->idle, &idle, idle - 1u);
+    return (int)idle <= p->eager || !CHAOSI_CAS(&p->idle, &idle, idle - 1u);
 }
 
 /* Waits for a client with something to say: a new one, or a parked one. False = this worker ends. */
@@ -4348,27 +4348,46 @@ CHAOSI_FN int chaosi_active(chaosi_proxy *p) { return (int)CHAOSI_LOAD(&p->worke
 
 /* Nobody waits for the next client: start one, up to the eager ones; beyond, the run looks whether that would help. */
 CHAOSI_FN void chaosi_want_worker(chaosi_proxy *p) {
-    if (chaosi_active(p) < CHAOSI_EAGER_WORKERS) chaosi_add_worker(p);
+    if (chaosi_active(p) < p->eager) chaosi_add_worker(p);
     else if (!CHAOSI_SWAP(&p->starving, 1u)) chaosi_ring(p->c, CHAOSI_BELL(p->c)[1]);
 }
 
-/* No worker is idle. While clients wait and requests take longer than CHAOSI_GROW_MS (by Little's law: fewer end in that time
-   than are in progress), the workers grow by half: more of them would not help against a processor that is busy. */
+/* More threads want to run than there are processors. */
+CHAOSI_FN bool chaosi_saturated(const chaosi_proxy *p) {
+    FILE *f = fopen("/proc/loadavg", "r");
+    int running = 0;
+    if (f && fscanf(f, "%*s %*s %*s %d", &running) != 1) running = 0;
+    if (f) fclose(f);
+    return running > p->processors;
+}
+
+/* No worker is idle. While clients wait, it is looked how long a request takes (by Little's law: those in progress over those
+   that end in this time), and the workers grow by half if that is long, or longish while a processor is free: few workers
+   that never wait for clients serve them at a lower cost than many that do. */
 CHAOSI_FN void chaosi_grow(chaosi_proxy *p) {
     chaosi_drain(p->c, CHAOSI_BELL(p->c)[0]);
     while (!CHAOSI_LOAD(&p->idle) && !chaosi_readable(CHAOSI_STOP(p->c)[0])) {
-        chaosi_u64 start = chaosi_clock(false), passed;
+        chaosi_u64 start = chaosi_clock(false), busy_us;
         chaosi_u32 served = CHAOSI_LOAD(&p->served);
         int active, n;
         chaosi_nap(CHAOSI_GROW_MS * CHAOSI_MS);
         if (!chaosi_readable(p->ready)) break;
-        passed = (chaosi_clock(false) - start) / CHAOSI_MS;
         active = chaosi_active(p);
         served = CHAOSI_LOAD(&p->served) - served;
-        if ((chaosi_u64)served * CHAOSI_GROW_MS >= (chaosi_u64)active * passed) continue;
-        for (n = active < CHAOSI_EAGER_WORKERS ? CHAOSI_EAGER_WORKERS : active / 2; n > 0 && chaosi_add_worker(p); n--) {}
+        busy_us = (chaosi_u64)active * (chaosi_clock(false) - start) / 1000;
+        if (active > 0 && (chaosi_u64)served * CHAOSI_SLOW_US >= busy_us)
+            if ((chaosi_u64)served * CHAOSI_SLOWISH_US >= busy_us || chaosi_saturated(p)) continue;
+        for (n = active < p->eager ? p->eager : active / 2; n > 0 && chaosi_add_worker(p); n--) {}
     }
     CHAOSI_SWAP(&p->starving, 0u);
+}
+
+/* Many workers, short requests, no processor free: back to few. */
+CHAOSI_FN void chaosi_shrink(chaosi_proxy *p) {
+    chaosi_u32 served = CHAOSI_LOAD(&p->served), active = (chaosi_u32)chaosi_active(p);
+    bool fast = (chaosi_u64)(served - p->served_before) * CHAOSI_SLOW_US > (chaosi_u64)active * 1000000u;
+    if (active > (chaosi_u32)p->eager && fast && chaosi_saturated(p)) CHAOSI_STORE(&p->surplus, active - (chaosi_u32)p->eager);
+    p->served_before = served;
 }
 
 /* Leaves this thread for the next one that goes (or the run) to join. */
@@ -4388,6 +4407,7 @@ CHAOSI_FN void chaosi_retire(chaosi_proxy *p) {
 static void *chaosi_worker_main(void *arg) {
     chaosi_worker *w = (chaosi_worker *)arg;
     chaosi_proxy *p = w->p;
+    chaosi_u32 surplus;
 #ifdef __linux__ /* SCHED_BATCH: a woken worker does not preempt the one that woke it */
     struct sched_param none;
     memset(&none, 0, sizeof none);
@@ -4398,6 +4418,10 @@ static void *chaosi_worker_main(void *arg) {
         if (CHAOSI_ENTER(&p->idle, ~0u) == 1) chaosi_want_worker(p);
         chaosi_serve(w);
         CHAOSI_ENTER(&p->idle, 1u);
+        surplus = CHAOSI_LOAD(&p->surplus);
+        if (!surplus || !CHAOSI_CAS(&p->surplus, &surplus, surplus - 1u)) continue;
+        CHAOSI_ENTER(&p->idle, ~0u);
+        break;
     }
     p->c->desc.free(p->c->desc.alloc_user, w);
     chaosi_retire(p);
@@ -4466,7 +4490,7 @@ CHAOSI_FN chaos_result chaosi_open_listener(chaosi_proxy *p, chaos_error *err) {
     p->listener = chaosi_listen(&a, 1024, p->d.listen, err);
     if (p->listener < 0) return CHAOS_ERR_SYSTEM;
     fcntl(p->listener, F_SETFL, O_NONBLOCK);
-    chaosi_set_patience(p->listener, CHAOSI_FRESH_MS); /* with TCP_NODELAY, handed on to what it accepts */
+    chaosi_set_patience(p->listener, CHAOSI_STAY_MS); /* with TCP_NODELAY, handed on to what it accepts */
     a.len = sizeof a.addr;
     getsockname(p->listener, (struct sockaddr *)(void *)&a.addr, &a.len);
     chaosi_name_address(&a.addr, a.len, false, name, sizeof name);
@@ -4544,6 +4568,7 @@ CHAOSI_FN chaos_result chaosi_serve_all(chaosi_proxy *p, chaos_error *err) {
         if (chaosi_readable(CHAOSI_BELL(p->c)[0])) chaosi_grow(p);
         if (chaosi_clock(false) < next) continue;
         next = chaosi_in(tick);
+        chaosi_shrink(p);
         chaosi_pool_trim(p, CHAOSI_POOL_IDLE_NS);
         chaosi_sweep(p, (chaosi_u64)(unsigned)p->d.idle_timeout * CHAOSI_MS);
     }
@@ -4574,6 +4599,12 @@ CHAOSI_FN chaos_result chaosi_proxy_run(chaos *c, const chaos_proxy_desc *d, cha
     p->clients = (chaosi_client *)(void *)((char *)p + self);
     p->pool = (chaosi_idle *)(void *)(p->clients + most);
     pthread_mutex_init(&p->lock, NULL);
+    p->processors = (int)sysconf(_SC_NPROCESSORS_ONLN);
+#ifdef CHAOSI_EPOLL
+    p->eager = 4 * (p->processors > 0 ? p->processors : 1);
+#else
+    p->eager = INT_MAX; /* each connection has its worker */
+#endif
     snprintf(number, sizeof number, "%d", full.max_connections);
     if (d->max_connections > full.max_connections)
         chaosi_note(c, "clamped", "max_connections", number, "two descriptors for each connection");
