@@ -18,7 +18,7 @@
      seed 0..2^53-1   dryRun bool   name, owner, note   rules [<= 16 of name, match, fault keys]   (events, guard: not yet)
      Rules inherit the top level's fault keys; the first whose match fits decides; with rules, no match passes. `*` in a path
      glob stops at '/', `**` does not; in header and instance globs both match anything. Paths over 1,024 bytes always pass.
-     In-process, reset close hang and bandwidth cannot be done: skipped, counted as `unsupported`, logged once per config.
+     In-process, only status and latency can be done; the rest is skipped, counted as `unsupported`, logged once per config.
    Decision: killed? enabled? expired, too old? instance, canary -> first matching rule -> error roll, else latency roll ->
      exclude -> (dry run) -> maxConcurrent, maxFaults. An error short-circuits the delay.
    Rolls: mix = the splitmix64 finaliser of x + 0x9e3779b97f4a7c15, hash = FNV-1a 64 over the bytes in order, all modulo 2^64:
@@ -153,8 +153,7 @@ typedef struct chaos_list {
 } chaos_list;
 
 typedef struct chaos_match {
-    chaos_list methods, paths;
-    chaos_list headers; /* pairs: name, glob */
+    chaos_list methods, paths, headers; /* headers: pairs of name and glob */
 } chaos_match;
 
 /* The fault keys, as they stand at the top level and in each rule (rules inherit from the top level when parsed). */
@@ -223,11 +222,10 @@ typedef struct chaos_verdict {
     unsigned char after; /* 1 = run the handler first, then replace its reply */
     unsigned short status;
     unsigned delay_us;
-    unsigned short rule;      /* 0 = top level, n = rules[n - 1] */
-    unsigned short roll;      /* 0..9999: the error roll, compared with errorRate * 100 */
-    unsigned bandwidth;       /* KiB/s of the reply body, 0 = not paced */
-    unsigned version, ticket; /* of the config, cut to 32 bits; the library's own: the maxConcurrent place taken */
-    unsigned long long key;   /* the key that was rolled: chaos_judge(cfg, req, key) repeats the decision */
+    unsigned short rule, roll; /* 0 = top level, n = rules[n - 1]; 0..9999: the error roll, compared with errorRate * 100 */
+    unsigned bandwidth;        /* KiB/s of the reply body, 0 = not paced */
+    unsigned version, ticket;  /* of the config, cut to 32 bits; the library's own: the maxConcurrent place taken */
+    unsigned long long key;    /* the key that was rolled: chaos_judge(cfg, req, key) repeats the decision */
 } chaos_verdict;
 
 /* The pure decision: match, rules, rolls, exclude. No gates (expiry, canary, kill) and no budgets: those belong to
@@ -272,8 +270,7 @@ typedef struct chaos_report {
     unsigned long long delay_ms;                   /* time spent in injected delays, as waited */
     unsigned long long outcomes[6], outcome_us;    /* real outcomes: other, 1xx .. 5xx; their summed durations */
     unsigned long long log_lines, log_dropped;     /* dropped: the pipe was full or dead */
-    unsigned long long connections;                /* proxy: accepted */
-    unsigned long long proxied;                    /* proxy: replies relayed from the upstream */
+    unsigned long long connections, proxied;       /* proxy: accepted; replies relayed from the upstream */
     unsigned long long rejected;                   /* proxy: own 4xx */
     unsigned long long skipped;                    /* proxy: of the injected, truncate or corrupt that found no body to damage */
     unsigned long long capped_ms;                  /* proxy: time in which max_connections set the pace, not the fault */
@@ -658,8 +655,7 @@ typedef struct chaosi_json {
     size_t start, end;  /* the last token; strings and keys without their quotes */
 } chaosi_json;
 
-/* Length of the UTF-8 sequence at s, 0 = not well-formed (RFC 3629: no overlong forms, no surrogates, no more than
-   U+10FFFF). */
+/* Length of the UTF-8 sequence at s, 0 = not well-formed (RFC 3629: nothing overlong, no surrogates, at most U+10FFFF). */
 CHAOSI_FN size_t chaosi_utf8(const char *s, size_t len) {
     chaosi_u8 a = (chaosi_u8)s[0], b;
     size_t n = a < 0x80 ? 1 : a >= 0xc2 && a < 0xe0 ? 2 : (a & 0xf0) == 0xe0 ? 3 : a >= 0xf0 && a < 0xf5 ? 4 : 0, i;
@@ -805,17 +801,7 @@ CHAOSI_FN char chaosi_json_value(chaosi_json *j) {
     return chaosi_json_unexpected(j, "expected a value");
 }
 
-/* A key with its colon; the token is the key. */
-CHAOSI_FN char chaosi_json_key(chaosi_json *j) {
-    if (chaosi_json_at(j) != '"') return chaosi_json_unexpected(j, "expected a key in double quotes");
-    if (!chaosi_json_string(j, ':')) return '\0';
-    if (chaosi_json_space(j) != ':') return chaosi_json_unexpected(j, "expected a colon after the key");
-    j->pos++;
-    j->want = 'v';
-    return ':';
-}
-
-/* The next token. After an error, or after the end, it stays there. */
+/* The next token; a key's colon goes with it. After an error, or after the end, it stays there. */
 CHAOSI_FN char chaosi_json_next(chaosi_json *j) {
     bool object = j->depth > 0 && (j->objects >> (j->depth - 1) & 1u);
     char c, closer = object ? '}' : ']';
@@ -832,7 +818,13 @@ CHAOSI_FN char chaosi_json_next(chaosi_json *j) {
         j->pos++;
         if (chaosi_json_space(j) == closer) return chaosi_json_fail(j, j->pos, "a comma before the closing bracket");
     }
-    return object ? chaosi_json_key(j) : chaosi_json_value(j);
+    if (!object) return chaosi_json_value(j);
+    if (chaosi_json_at(j) != '"') return chaosi_json_unexpected(j, "expected a key in double quotes");
+    if (!chaosi_json_string(j, ':')) return '\0';
+    if (chaosi_json_space(j) != ':') return chaosi_json_unexpected(j, "expected a colon after the key");
+    j->pos++;
+    j->want = 'v';
+    return ':';
 }
 
 /* Passes over the value that comes next, validating it. */
@@ -886,9 +878,6 @@ CHAOSI_FN void chaosi_put_json(chaosi_out *o, chaosi_span s) {
 }
 
 /* ==== >>config ================================================================================================ */
-#define CHAOSI_YEAR_2000 946684800ll /* s since the epoch */
-#define CHAOSI_YEAR_2100 4102444800ll
-
 /* Where a key may stand; objects are written in the order of these bits: at the top level (two of them), in a rule (its own
    two, and those it inherits), in match, in latency. */
 enum { CHAOSI_HEAD = 1, CHAOSI_REST = 2, CHAOSI_TOP = 3, CHAOSI_NAME = 4, CHAOSI_OWN = 8, CHAOSI_FAULT = 16, CHAOSI_RULE = 28 };
@@ -912,7 +901,6 @@ typedef struct chaosi_key {
 #define CHAOSI_CHOICE         'w', "\"", "a string"
 #define CHAOSI_STRING(max)    's', "\"", "a string", NULL, 0, max, 0
 #define CHAOSI_LIST(kind)     'l', "[", "a list of strings", NULL, kind, 256, 0
-#define CHAOSI_LATER          '-', "", "", NULL, 0, 0, 0, CHAOSI_REST, 0, 0, 0
 #define CHAOSI_AT(where, f)   where, sizeof(((chaos_config *)0)->f), offsetof(chaos_config, f), 0
 #define CHAOSI_BOTH(where, f) where, sizeof(((chaos_rule *)0)->f), offsetof(chaos_config, f), offsetof(chaos_rule, f)
 #define CHAOSI_OF_FAULT(f)    CHAOSI_BOTH(CHAOSI_REST | CHAOSI_FAULT, fault.f)
@@ -955,8 +943,8 @@ static const chaosi_key chaosi_keys[] = {
     {"p99", 'n', "0", CHAOSI_OF_LATENCY, 4 * sizeof(unsigned), 0},
     {"max", 'n', "0", CHAOSI_OF_LATENCY, 5 * sizeof(unsigned), 0},
     {"rules", 'r', "[", "a list of objects", NULL, 0, 0, 0, CHAOSI_AT(CHAOSI_REST, rules)},
-    {"events", CHAOSI_LATER},
-    {"guard", CHAOSI_LATER},
+    {"events", '-', "", "", NULL, 0, 0, 0, CHAOSI_REST, 0, 0, 0},
+    {"guard", '-', "", "", NULL, 0, 0, 0, CHAOSI_REST, 0, 0, 0},
 };
 #define CHAOSI_KEYS_END (chaosi_keys + sizeof chaosi_keys / sizeof chaosi_keys[0])
 #define CHAOSI_RULES    (CHAOSI_KEYS_END - 3)
@@ -1184,10 +1172,10 @@ CHAOSI_FN bool chaosi_expires(chaosi_parse *p, bool number, long long *out) {
     *out = number ? 0 : chaosi_moment(s);
     if (*out < 0) return strcmp(s, "never") == 0 || chaosi_bad(p, CHAOS_ERR_VALUE, "%s", form);
     if (number && !chaosi_int(p, out)) return false;
-    if (*out / second > CHAOSI_YEAR_2100)
+    if (*out / second > 4102444800ll)
         return chaosi_bad(p, CHAOS_ERR_RANGE, "\"expiresAt\" is beyond 2100%s",
                           number ? ": it looks like milliseconds, write seconds" : "");
-    if (*out / second < CHAOSI_YEAR_2000)
+    if (*out / second < 946684800ll)
         return chaosi_bad(p, CHAOS_ERR_RANGE, "\"expiresAt\" is before 2000%s", number ? ": it is a moment, not a duration" : "");
     *out *= 1000 / second;
     return true;
@@ -1359,17 +1347,10 @@ CHAOSI_FN void chaosi_put_list(chaosi_out *o, const chaos_config *cfg, chaos_lis
 /* Writes an object: the keys that may stand there, but for defaults. */
 CHAOSI_FN void chaosi_put_keys(chaosi_out *o, const chaos_config *cfg, int where, const void *in);
 
-CHAOSI_FN void chaosi_put_latency(chaosi_out *o, const chaos_config *cfg, const chaos_fault *f) {
-    unsigned ms[6], i, n = 0;
-    memset(ms, 0xff, sizeof ms);
-    for (i = 0; i < 6; i++)
-        if (chaosi_latency_keys[f->latency_kind & 3] >> i & 1u) ms[i] = f->latency[n++];
-    if (f->latency_kind) chaosi_put_keys(o, cfg, CHAOSI_LATENCY, ms);
-    else chaosi_put_int(o, f->latency[0]);
-}
-
 CHAOSI_FN void chaosi_put_value(chaosi_out *o, const chaos_config *cfg, const chaosi_key *k, const void *at) {
     long long v = strchr("bnwe", k->kind) ? chaosi_get(k, at) : 0;
+    const chaos_fault *f = (const chaos_fault *)at;
+    unsigned ms[6], n = 0;
     char when[80];
     int i;
     chaosi_put_key(o, k->name);
@@ -1379,7 +1360,11 @@ CHAOSI_FN void chaosi_put_value(chaosi_out *o, const chaos_config *cfg, const ch
     case 'e': chaosi_put_json(o, chaosi_str(v < 0 ? "never" : chaosi_rfc3339(when, v, false))); return;
     case 's': chaosi_put_json(o, chaosi_text_of(cfg, *(const chaos_text *)at)); return;
     case 'l': chaosi_put_list(o, cfg, *(const chaos_list *)at, k->lo == 'H'); return;
-    case 'd': chaosi_put_latency(o, cfg, (const chaos_fault *)at); return;
+    case 'd':
+        for (i = 0; i < 6; i++) ms[i] = chaosi_latency_keys[f->latency_kind & 3] >> i & 1u ? f->latency[n++] : UINT_MAX;
+        if (f->latency_kind) chaosi_put_keys(o, cfg, CHAOSI_LATENCY, ms);
+        else chaosi_put_int(o, f->latency[0]);
+        return;
     case 'm': chaosi_put_keys(o, cfg, CHAOSI_MATCH, at); return;
     case 'n': chaosi_put_int(o, v); return;
     default:
