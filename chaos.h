@@ -196,8 +196,7 @@ typedef struct chaos_config {
 
 /* Validates text[0..len) against RFC 8259, at most 64 levels deep: CHAOS_OK or CHAOS_ERR_JSON. err may be NULL. Any thread. */
 CHAOS_API chaos_result chaos_json_check(const char *text, size_t len, chaos_error *err);
-/* Parses and validates a config (see the manual for the keys). On an error *out is a config that is off, and err (may
-   be NULL) names the key and the place. Any thread; no allocation. */
+/* Parses a config. On an error *out is one that is off, and err (may be NULL) names key and place. Any thread; no allocation. */
 CHAOS_API chaos_result chaos_config_parse(chaos_config *out, const char *json, size_t len, chaos_error *err);
 /* Writes the canonical JSON of cfg: `enabled` first, then what differs from the defaults; parsing it gives an equal
    config. Returns the length without the NUL; when it is >= cap the text was cut. Any thread; no allocation. */
@@ -279,8 +278,7 @@ typedef struct chaos_report {
 
 typedef enum chaos_event_kind { CHAOS_EVENT_STATE, CHAOS_EVENT_CONFIG, CHAOS_EVENT_FAULT, CHAOS_EVENT_NOTE } chaos_event_kind;
 
-/* Told on the thread where it happens, FAULT on the caller's of chaos_decide. Must not block, nor call into the handle
-   except chaos_off and chaos_stats. */
+/* Told on the thread where it happens (FAULT: chaos_decide's); must not block, nor call more than chaos_off and chaos_stats. */
 typedef struct chaos_event {
     chaos_event_kind kind;
     chaos_state state;
@@ -327,14 +325,12 @@ typedef struct chaos_desc {
    so it never waits for a network. A bad config TEXT does not fail: the handle is off, state `invalid`. NULL only for a
    source of unknown form, a desc out of range, no memory, or a failing system call (err says which). desc may be NULL. */
 CHAOS_POINT(chaos *, chaos_open, (const chaos_desc *desc, chaos_error *err), (void)desc; (void)err; return (chaos *)(size_t) "off")
-/* Off, wakes every waiter, waits until no chaos_wait is inside, stops the refresher, frees. No other call may start
-   during or after it. */
+/* Off, wakes every waiter, waits until no chaos_wait is inside, stops the refresher, frees. No other call during or after it. */
 CHAOS_POINT(void, chaos_close, (chaos * c), (void)c)
 /* The verdict on one request. Never sleeps, never blocks, never allocates. Off: a load and a branch. Any thread. */
 CHAOS_POINT(chaos_verdict, chaos_decide, (chaos * c, const chaos_request *req), chaos_verdict v = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0}; (void)c;
             (void)req; return v)
-/* Sleeps v's delay; returns early when chaos goes off (within 100 ms). Threaded callers only: event loops use their own
-   timer and chaos_wake_fd. Any thread. */
+/* Sleeps v's delay, or until chaos goes off (within 100 ms). Event loops use their own timer and chaos_wake_fd. Any thread. */
 CHAOS_POINT(void, chaos_wait, (chaos * c, const chaos_verdict *v), (void)c; (void)v)
 /* Tells the real outcome of a request: status (0 = none) and duration. Gives back the maxConcurrent place of v; a missing
    or repeated call can only weaken chaos. Any thread. */
@@ -345,8 +341,7 @@ CHAOS_POINT(size_t, chaos_verdict_body, (chaos * c, const chaos_verdict *v, char
             return 0)
 /* Retry-After seconds of v's injected reply, -1 = none. Any thread. */
 CHAOS_POINT(int, chaos_verdict_retry_after, (chaos * c, const chaos_verdict *v), (void)c; (void)v; return -1)
-/* A descriptor that is readable exactly while the state is not on (nor dry-run), for event loops that hold delays. Do
-   not read it. -1 where there is none. Any thread. */
+/* Readable exactly while the state is not on (nor dry-run), for event loops that hold delays; do not read it. -1 = none. Any thread. */
 CHAOS_POINT(int, chaos_wake_fd, (chaos * c), (void)c; return -1)
 /* Fetches the config now, even within its TTL, and applies it; may block as long as the source does. Any thread. */
 CHAOS_POINT(chaos_result, chaos_refresh, (chaos * c, chaos_error *err), (void)c; (void)err; return CHAOS_ERR_COMPILED_OUT)
@@ -1068,14 +1063,14 @@ CHAOSI_FN bool chaosi_int(chaosi_parse *p, long long *out) {
     const char *s = p->j.text + p->j.start;
     size_t len = p->j.end - p->j.start, minus = *s == '-', digits = minus, i;
     long long value = 0;
-    while (digits < len && chaosi_is_digit(s[digits])) digits++;
+    for (; digits < len && chaosi_is_digit(s[digits]); digits++)
+        value = value < 100000000000000000ll ? value * 10 + (s[digits] - '0') : LLONG_MAX; /* beyond all bounds */
     for (i = digits + 1; i < len && s[i] == '0'; i++) {}
     if (digits < len && s[digits] == '.' && i == len)
         return chaosi_bad(p, CHAOS_ERR_TYPE, "\"%s\" must be a whole number: write %.*s", k->name, (int)(digits < 24 ? digits : 24), s);
     if (digits < len) return chaosi_bad(p, CHAOS_ERR_TYPE, "\"%s\" must be a whole number", k->name);
-    for (i = minus; i < digits && value < 1000000000000000000ll / 10; i++) value = value * 10 + (s[i] - '0');
     *out = minus ? -value : value;
-    if (i == digits && *out >= k->lo && *out <= k->hi) return true;
+    if (*out >= k->lo && *out <= k->hi) return true;
     return chaosi_bad(p, CHAOS_ERR_RANGE, "\"%s\" is out of range: %lld..%lld", k->name, k->lo, k->hi);
 }
 
@@ -1206,16 +1201,6 @@ CHAOSI_FN bool chaosi_latency(chaosi_parse *p, bool number, chaos_fault *f) {
     return true;
 }
 
-/* One of the key's words; *out = its number. */
-CHAOSI_FN bool chaosi_choice(chaosi_parse *p, long long *out) {
-    const chaosi_key *k = p->key;
-    char word[16];
-    size_t n = chaosi_json_decode(&p->j, word, sizeof word);
-    for (*out = k->lo; *out <= k->hi; ++*out)
-        if (chaosi_same(chaosi_of(word, n), chaosi_word(k->words, *out - k->lo))) return true;
-    return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" must be %s", k->name, k->words);
-}
-
 /* A rule's name is there, and no other's. */
 CHAOSI_FN bool chaosi_rule_name(chaosi_parse *p, chaos_text name) {
     int i;
@@ -1227,9 +1212,10 @@ CHAOSI_FN bool chaosi_rule_name(chaosi_parse *p, chaos_text name) {
 }
 
 CHAOSI_FN bool chaosi_value(chaosi_parse *p, const chaosi_key *k, void *at) {
-    long long v = 0;
     chaos_text *text = (chaos_text *)at;
-    char t;
+    char word[16], t;
+    long long v = 0;
+    size_t n;
     p->key = k;
     if (k->kind == 'r') {
         p->rules = p->j;
@@ -1244,8 +1230,13 @@ CHAOSI_FN bool chaosi_value(chaosi_parse *p, const chaosi_key *k, void *at) {
     case 'e': return chaosi_expires(p, t == '0', (long long *)at);
     case 'l': return chaosi_list(p, (chaos_list *)at);
     case 'b': v = t == 't'; break;
+    case 'w':
+        n = chaosi_json_decode(&p->j, word, sizeof word);
+        for (v = k->lo; v <= k->hi && !chaosi_same(chaosi_of(word, n), chaosi_word(k->words, v - k->lo)); v++) {}
+        if (v > k->hi) return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" must be %s", k->name, k->words);
+        break;
     default:
-        if (!(k->kind == 'w' ? chaosi_choice(p, &v) : chaosi_int(p, &v))) return false;
+        if (!chaosi_int(p, &v)) return false;
     }
     if (at == &p->out->seed) p->out->has_seed = true;
     chaosi_set(k, at, v);
@@ -1333,22 +1324,12 @@ CHAOSI_FN bool chaosi_is_default(const chaos_config *cfg, const chaosi_key *k, c
     return chaosi_get(k, at) == (base ? chaosi_get(k, base) : k->def);
 }
 
-CHAOSI_FN void chaosi_put_list(chaosi_out *o, const chaos_config *cfg, chaos_list list, bool headers) {
-    int i;
-    chaosi_puts(o, headers ? "{" : "[");
-    for (i = 0; i < list.count; i++) {
-        if (headers) chaosi_put_key(o, cfg->text + cfg->items[list.first + i++].at);
-        else if (i) chaosi_puts(o, ",");
-        chaosi_put_json(o, chaosi_item(cfg, list, i));
-    }
-    chaosi_puts(o, headers ? "}" : "]");
-}
-
 /* Writes an object: the keys that may stand there, but for defaults. */
 CHAOSI_FN void chaosi_put_keys(chaosi_out *o, const chaos_config *cfg, int where, const void *in);
 
 CHAOSI_FN void chaosi_put_value(chaosi_out *o, const chaos_config *cfg, const chaosi_key *k, const void *at) {
     long long v = strchr("bnwe", k->kind) ? chaosi_get(k, at) : 0;
+    const chaos_list *list = (const chaos_list *)at;
     const chaos_fault *f = (const chaos_fault *)at;
     unsigned ms[6], n = 0;
     char when[80];
@@ -1359,7 +1340,15 @@ CHAOSI_FN void chaosi_put_value(chaosi_out *o, const chaos_config *cfg, const ch
     case 'w': chaosi_put_json(o, chaosi_word(k->words, v - k->lo)); return;
     case 'e': chaosi_put_json(o, chaosi_str(v < 0 ? "never" : chaosi_rfc3339(when, v, false))); return;
     case 's': chaosi_put_json(o, chaosi_text_of(cfg, *(const chaos_text *)at)); return;
-    case 'l': chaosi_put_list(o, cfg, *(const chaos_list *)at, k->lo == 'H'); return;
+    case 'l':
+        chaosi_puts(o, k->lo == 'H' ? "{" : "[");
+        for (i = 0; i < list->count; i++) {
+            if (k->lo == 'H') chaosi_put_key(o, cfg->text + cfg->items[list->first + i++].at);
+            else if (i) chaosi_puts(o, ",");
+            chaosi_put_json(o, chaosi_item(cfg, *list, i));
+        }
+        chaosi_puts(o, k->lo == 'H' ? "}" : "]");
+        return;
     case 'd':
         for (i = 0; i < 6; i++) ms[i] = chaosi_latency_keys[f->latency_kind & 3] >> i & 1u ? f->latency[n++] : UINT_MAX;
         if (f->latency_kind) chaosi_put_keys(o, cfg, CHAOSI_LATENCY, ms);
