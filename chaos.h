@@ -60,8 +60,7 @@
    CHAOS_STATIC       everything static to the including file          CHAOS_NO_PROXY    no chaos_proxy_run
    CHAOS_NO_LAMBDA    no chaos_lambda_run (not in this version)         CHAOS_NO_SSM      no ssm: source (not in this version)
    CHAOS_NO_NET       implies the three above, no sockets at all        CHAOS_NO_THREADS  no refresher thread, no proxy
-   CHAOS_WITH_CURL    ssm: through libcurl (not in this version)
-   CHAOS_COMPILE_OUT  every call on a handle becomes a typed no-op; chaos_json_check, chaos_config_* and chaos_judge stay */
+   CHAOS_WITH_CURL    ssm: through libcurl (not in this version)        CHAOS_COMPILE_OUT typed no-ops for all calls on a handle */
 #if (defined(CHAOS_NO_NET) || defined(CHAOS_NO_THREADS)) && !defined(CHAOS_NO_PROXY)
 #define CHAOS_NO_PROXY
 #endif
@@ -461,8 +460,7 @@ typedef uint64_t chaosi_u64;
 #define CHAOSI_MS    ((chaosi_u64)1000000) /* ns */
 #define CHAOSI_NEVER UINT64_MAX
 
-/* Atomics: GNU builtins where there are any (C, C++ and clang alike; <stdatomic.h> is not C++). A compiler without them
-   (tcc) may only build the single-threaded library. */
+/* GNU builtins where there are any (<stdatomic.h> is not C++); without them (tcc) only the single-threaded library builds. */
 #if defined(__GNUC__) || defined(__clang__)
 #define CHAOSI_LOAD(p)        __atomic_load_n((p), __ATOMIC_RELAXED)
 #define CHAOSI_ACQUIRE(p)     __atomic_load_n((p), __ATOMIC_ACQUIRE)
@@ -506,6 +504,7 @@ CHAOSI_FN chaosi_span chaosi_of(const char *at, size_t len) {
 
 CHAOSI_FN chaosi_span chaosi_str(const char *text) { return chaosi_of(text, strlen(text)); }
 CHAOSI_FN bool chaosi_same(chaosi_span a, chaosi_span b) { return a.len == b.len && (a.len == 0 || memcmp(a.at, b.at, a.len) == 0); }
+CHAOSI_FN bool chaosi_is_digit(char c) { return c >= '0' && c <= '9'; }
 CHAOSI_FN char chaosi_lower(char c) { return c >= 'A' && c <= 'Z' ? (char)(c + ('a' - 'A')) : c; }
 
 CHAOSI_FN bool chaosi_same_nocase(chaosi_span a, chaosi_span b) {
@@ -513,8 +512,6 @@ CHAOSI_FN bool chaosi_same_nocase(chaosi_span a, chaosi_span b) {
     while (i < a.len && i < b.len && chaosi_lower(a.at[i]) == chaosi_lower(b.at[i])) i++;
     return i == a.len && i == b.len;
 }
-
-CHAOSI_FN bool chaosi_is_digit(char c) { return c >= '0' && c <= '9'; }
 
 /* Value of a hex digit, -1 = none. */
 CHAOSI_FN int chaosi_hex(char c) {
@@ -578,8 +575,7 @@ static const char *const chaosi_result_texts[] = {CHAOS_RESULTS(CHAOSI_TEXT)};
 static const char *const chaosi_state_texts[] = {CHAOS_STATES(CHAOSI_TEXT)};
 static const char *const chaosi_kind_texts[] = {"pass", "latency", "bandwidth", "error", "reset", "close", "hang", "truncate", "corrupt"};
 
-/* Hashing. Keys and names: FNV-1a 64 over the bytes in order. Numbers: the splitmix64 finaliser. Both are plain
-   arithmetic on 64-bit values, so byte order never shows. */
+/* Names and keys: FNV-1a 64. Numbers: the splitmix64 finaliser. Plain arithmetic on 64 bits, so byte order never shows. */
 CHAOSI_FN chaosi_u64 chaosi_mix(chaosi_u64 x) {
     x += 0x9e3779b97f4a7c15ull;
     x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
@@ -594,8 +590,7 @@ CHAOSI_FN chaosi_u64 chaosi_hash(chaosi_span s) {
     return h;
 }
 
-/* Time in ns: monotonic, or since the Unix epoch. Coarse: within some ms, at a quarter of the cost where the kernel offers
-   it; enough to compare an expiry. */
+/* Time in ns: monotonic, or since the Unix epoch. coarse = within some ms, at a quarter of the cost where there is such. */
 CHAOSI_FN chaosi_u64 chaosi_time(bool wall, bool coarse) {
 #ifdef _WIN32
     FILETIME t;
@@ -863,10 +858,8 @@ CHAOSI_FN void chaosi_put_json(chaosi_out *o, chaosi_span s) {
         char c = s.at[i];
         n = chaosi_utf8(s.at + i, s.len - i);
         if (c == '"' || c == '\\') chaosi_puts(o, "\\");
-        if ((chaosi_u8)c < 0x20) {
-            snprintf(esc, sizeof esc, "\\u%04x", (unsigned)(chaosi_u8)c);
-            chaosi_puts(o, esc);
-        } else if (n) chaosi_put(o, s.at + i, n);
+        if ((chaosi_u8)c < 0x20) chaosi_put(o, esc, (size_t)snprintf(esc, sizeof esc, "\\u%04x", (unsigned)(chaosi_u8)c));
+        else if (n) chaosi_put(o, s.at + i, n);
         else chaosi_puts(o, "?");
     }
     chaosi_puts(o, "\"");
@@ -956,15 +949,16 @@ typedef struct chaosi_parse {
 
 /* An error at the last token, naming the rule it is in. Always false. */
 CHAOSI_COLD CHAOSI_PRINTF(3, 4) bool chaosi_bad(chaosi_parse *p, chaos_result code, const char *fmt, ...) {
-    char what[180], *s;
-    int n = p->rule >= 0 ? snprintf(what, sizeof what, "rules[%d]: ", p->rule) : 0;
+    char *s = p->j.err->text;
     va_list args;
+    chaosi_no_error(p->j.err);
+    p->j.err->code = code;
+    if (p->rule >= 0) s += snprintf(s, 16, "rules[%d]: ", p->rule);
     va_start(args, fmt);
-    vsnprintf(what + n, 160, fmt, args);
+    vsnprintf(s, 160, fmt, args);
     va_end(args);
-    for (s = what; *s; s++) /* keys are the writer's: nothing of theirs may move the reader's cursor */
+    for (; *s; s++) /* keys are the writer's: nothing of theirs may move the reader's cursor */
         if ((chaosi_u8)*s < 0x20 || *s == 0x7f) *s = '?';
-    chaosi_fail(p->j.err, code, "%s", what);
     chaosi_locate(p->j.err, p->j.text, p->j.start);
     return false;
 }
@@ -981,8 +975,7 @@ CHAOSI_FN chaosi_span chaosi_word(const char *words, long long i) {
 
 /* A field that holds a number. */
 CHAOSI_FN long long chaosi_get(const chaosi_key *k, const void *at) {
-    if (k->size == 4 && k->def < 0) return *(const int *)at;
-    if (k->size == 4) return *(const unsigned *)at;
+    if (k->size == 4) return k->def < 0 ? *(const int *)at : (long long)*(const unsigned *)at;
     return k->size == 1 ? *(const chaosi_u8 *)at : k->size == 2 ? *(const chaosi_u16 *)at : *(const long long *)at;
 }
 
@@ -1095,41 +1088,36 @@ CHAOSI_FN bool chaosi_is_token_char(char c) {
     return chaosi_is_digit(c) || (chaosi_lower(c) >= 'a' && chaosi_lower(c) <= 'z') || (c && strchr("!#$%&'*+-.^_`|~", c));
 }
 
-/* The string just read, into a list. A glob that can never match would quietly widen or empty an experiment. Header names
-   are kept in lower case and must not stand twice. */
-CHAOSI_FN bool chaosi_add_item(chaosi_parse *p, char kind, chaos_list *list) {
+/* A list of strings, or an object of header names and globs. What can never match would quietly widen or empty an experiment.
+   Header names are kept in lower case and must not stand twice. */
+CHAOSI_FN bool chaosi_list(chaosi_parse *p, chaos_list *list) {
     chaos_config *cfg = p->out;
     const char *key = p->key->name;
+    char t, *s;
     int i;
-    char *s;
-    if (cfg->item_count == CHAOS_MAX_ITEMS) return chaosi_bad(p, CHAOS_ERR_TOO_LARGE, "over %d strings in lists", CHAOS_MAX_ITEMS);
-    if (!chaosi_keep(p, &cfg->items[cfg->item_count])) return false;
-    s = cfg->text + cfg->items[cfg->item_count].at;
-    if (!*s && kind != 'G') return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" holds an empty string", key);
-    if (kind == 'P' && *s != '/' && *s != '*') return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\": a path glob starts with / or *", key);
-    for (; *s && (kind == 'M' || kind == 'H'); s++) {
-        if (!chaosi_is_token_char(*s)) return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" holds a name that HTTP does not allow", key);
-        if (kind == 'M' && *s >= 'a' && *s <= 'z') return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\": methods are written in capitals", key);
-        if (kind == 'H') *s = chaosi_lower(*s);
-    }
-    list->count++;
-    cfg->item_count++;
-    for (i = 0; kind == 'H' && i < list->count - 1; i += 2)
-        if (chaosi_same(chaosi_item(cfg, *list, i), chaosi_item(cfg, *list, list->count - 1)))
-            return chaosi_bad(p, CHAOS_ERR_DUPLICATE_KEY, "duplicate header \"%s\"", cfg->text + cfg->items[cfg->item_count - 1].at);
-    return true;
-}
-
-/* A list of strings, or an object of header names and globs. */
-CHAOSI_FN bool chaosi_list(chaosi_parse *p, chaos_list *list) {
-    char t, kind = (char)p->key->lo;
-    if (list == &p->out->exclude) p->out->default_exclude = false;
-    list->first = p->out->item_count;
+    if (list == &cfg->exclude) cfg->default_exclude = false;
+    list->first = cfg->item_count;
     list->count = 0;
-    while ((t = chaosi_expect(p, kind == 'H' ? ":\"}" : "\"]")) == '"' || t == ':')
-        if (!chaosi_add_item(p, kind == 'H' && t == '"' ? 'G' : kind, list)) return false;
-    if (!t || list->count || list == &p->out->exclude) return t != 0;
-    return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" must not be empty; leave it out to match all", p->key->name);
+    while ((t = chaosi_expect(p, p->key->lo == 'H' ? ":\"}" : "\"]")) == '"' || t == ':') {
+        char kind = t == '"' && p->key->lo == 'H' ? 'G' : (char)p->key->lo;
+        if (cfg->item_count == CHAOS_MAX_ITEMS) return chaosi_bad(p, CHAOS_ERR_TOO_LARGE, "over %d strings in lists", CHAOS_MAX_ITEMS);
+        if (!chaosi_keep(p, &cfg->items[cfg->item_count])) return false;
+        s = cfg->text + cfg->items[cfg->item_count++].at;
+        if (!*s && kind != 'G') return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" holds an empty string", key);
+        if (kind == 'P' && *s != '/' && *s != '*') return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\": a path glob starts with / or *", key);
+        for (; *s && (kind == 'M' || kind == 'H'); s++) {
+            if (!chaosi_is_token_char(*s)) return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" holds a name that HTTP does not allow", key);
+            if (kind == 'M' && *s >= 'a' && *s <= 'z')
+                return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\": methods are written in capitals", key);
+            if (kind == 'H') *s = chaosi_lower(*s);
+        }
+        for (i = 0; kind == 'H' && i < list->count; i += 2)
+            if (chaosi_same(chaosi_item(cfg, *list, i), chaosi_item(cfg, *list, list->count)))
+                return chaosi_bad(p, CHAOS_ERR_DUPLICATE_KEY, "duplicate header \"%s\"", chaosi_item(cfg, *list, i).at);
+        list->count++;
+    }
+    if (!t || list->count || list == &cfg->exclude) return t != 0;
+    return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" must not be empty; leave it out to match all", key);
 }
 
 /* n digits at s as a number, -1 = something else. */
@@ -1151,8 +1139,7 @@ CHAOSI_FN long long chaosi_moment(const char *s) {
     chaosi_rfc3339(again, ms, false); /* what is no such day or time comes back as another: 31 April as 1 May */
     if (memcmp(again, s, 10) != 0 || memcmp(again + 11, s + 11, 6) != 0) return -1;
     s += 19;
-    if (*s == '.' && !chaosi_is_digit(s[1])) return -1;
-    if (*s == '.')
+    if (*s == '.' && chaosi_is_digit(s[1]))
         for (s++; chaosi_is_digit(*s); s++, scale /= 10) fraction += (*s - '0') * scale;
     if (!(chaosi_lower(s[0]) == 'z' && !s[1]) && strcmp(s, "+00:00") != 0) return -1;
     return ms + v[5] * 1000 + fraction;
