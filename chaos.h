@@ -12,7 +12,7 @@
    Config: { "enabled": true, "latency": 200, "errorRate": 5, "errorStatus": 503 }   strict: an error is a config that is off
      enabled bool (false)               latency ms 0..900000 or {min,max} {mean,max} {p50,p95,p99,max}; below p50 linear from 0
      latencyRate, errorRate, canary     percent 0..100 (100, 0, 100)          errorStatus 200..599 (503)
-     errorMode status reset close hang  (truncate, corrupt: not yet)          errorWhen before|after     errorBody <= 1024 bytes
+     errorMode status reset close hang truncate corrupt                       errorWhen before|after     errorBody <= 1024 bytes
      retryAfter s 0..86400   bandwidth KiB/s   match {methods,paths,headers}  exclude [path globs] (health checks)
      instances [globs]   expiresAt RFC 3339 UTC, epoch s or "never"   maxFaults, maxConcurrent 0..4096 (0 = no limit)
      seed 0..2^53-1   dryRun bool   name, owner, note   rules [<= 16 of name, match, fault keys]   (events, guard: not yet)
@@ -62,18 +62,7 @@
    CHAOS_NO_NET       implies the three above, no sockets at all        CHAOS_NO_THREADS  no refresher thread, no proxy
    CHAOS_WITH_CURL    ssm: through libcurl (not in this version)
    CHAOS_COMPILE_OUT  every call on a handle becomes a typed no-op; chaos_json_check, chaos_config_* and chaos_judge stay */
-#ifdef CHAOS_NO_NET
-#ifndef CHAOS_NO_PROXY
-#define CHAOS_NO_PROXY
-#endif
-#ifndef CHAOS_NO_LAMBDA
-#define CHAOS_NO_LAMBDA
-#endif
-#ifndef CHAOS_NO_SSM
-#define CHAOS_NO_SSM
-#endif
-#endif
-#if defined(CHAOS_NO_THREADS) && !defined(CHAOS_NO_PROXY)
+#if (defined(CHAOS_NO_NET) || defined(CHAOS_NO_THREADS)) && !defined(CHAOS_NO_PROXY)
 #define CHAOS_NO_PROXY
 #endif
 
@@ -116,9 +105,8 @@ extern "C" {
     X(CHAOS_ERR_ADDRESS, "bad address")                      \
     X(CHAOS_ERR_COMPILED_OUT, "compiled out")
 
-#define CHAOS_RESULT_CODE(code, text) code,
-typedef enum chaos_result { CHAOS_RESULTS(CHAOS_RESULT_CODE) CHAOS_RESULT_COUNT } chaos_result;
-#undef CHAOS_RESULT_CODE
+#define CHAOS_CODE(code, text) code,
+typedef enum chaos_result { CHAOS_RESULTS(CHAOS_CODE) CHAOS_RESULT_COUNT } chaos_result;
 
 /* What went wrong, and where. line and column count from 1, columns in characters; line 0 = not about a text. */
 typedef struct chaos_error {
@@ -128,7 +116,7 @@ typedef struct chaos_error {
     char text[200]; /* names the key or the failing call; always NUL-terminated */
 } chaos_error;
 
-/* The library's version, to compare with CHAOS_VERSION at run time. Any thread. */
+/* The library's version, to compare with CHAOS_VERSION. Any thread. */
 CHAOS_API const char *chaos_version(void);
 /* A short text for a code; never NULL. Any thread. */
 CHAOS_API const char *chaos_result_text(chaos_result code);
@@ -171,17 +159,15 @@ typedef struct chaos_match {
 
 /* The fault keys, as they stand at the top level and in each rule (rules inherit from the top level when parsed). */
 typedef struct chaos_fault {
-    unsigned char latency_kind; /* chaos_latency */
-    unsigned char latency_rate; /* percent 0..100 */
-    unsigned char error_rate;   /* percent 0..100 */
-    unsigned char error_mode;   /* chaos_kind, CHAOS_STATUS..CHAOS_CORRUPT */
-    unsigned char error_after;  /* 1 = errorWhen "after" */
-    unsigned char unused;
-    unsigned short error_status; /* 200..599 */
-    unsigned latency[4];         /* ms: {fixed} {min,max} {mean,max} {p50,p95,p99,max} */
-    unsigned bandwidth;          /* KiB/s, 0 = off */
-    int retry_after;             /* s, -1 = no header */
-    chaos_text error_body;       /* len 0 = the short default text */
+    unsigned char latency_kind;             /* chaos_latency */
+    unsigned char latency_rate, error_rate; /* percent 0..100 */
+    unsigned char error_mode;               /* chaos_kind, CHAOS_STATUS..CHAOS_CORRUPT */
+    unsigned char error_after, unused;      /* 1 = errorWhen "after" */
+    unsigned short error_status;            /* 200..599 */
+    unsigned latency[4];                    /* ms: {fixed} {min,max} {mean,max} {p50,p95,p99,max} */
+    unsigned bandwidth;                     /* KiB/s, 0 = off */
+    int retry_after;                        /* s, -1 = no header */
+    chaos_text error_body;                  /* len 0 = the short default text */
 } chaos_fault;
 
 typedef struct chaos_rule {
@@ -209,14 +195,11 @@ typedef struct chaos_config {
     char text[CHAOS_MAX_TEXT];
 } chaos_config;
 
-/* Validates a whole text against RFC 8259: UTF-8, escapes, surrogate pairs, numbers, at most 64 levels. Reads only
-   text[0..len). err may be NULL. Returns CHAOS_OK or CHAOS_ERR_JSON. Any thread; no allocation. */
+/* Validates text[0..len) against RFC 8259, at most 64 levels deep: CHAOS_OK or CHAOS_ERR_JSON. err may be NULL. Any thread. */
 CHAOS_API chaos_result chaos_json_check(const char *text, size_t len, chaos_error *err);
-
 /* Parses and validates a config (see the manual for the keys). On an error *out is a config that is off, and err (may
    be NULL) names the key and the place. Any thread; no allocation. */
 CHAOS_API chaos_result chaos_config_parse(chaos_config *out, const char *json, size_t len, chaos_error *err);
-
 /* Writes the canonical JSON of cfg: `enabled` first, then what differs from the defaults; parsing it gives an equal
    config. Returns the length without the NUL; when it is >= cap the text was cut. Any thread; no allocation. */
 CHAOS_API size_t chaos_config_format(const chaos_config *cfg, char *buf, size_t cap);
@@ -240,18 +223,16 @@ typedef struct chaos_verdict {
     unsigned char after; /* 1 = run the handler first, then replace its reply */
     unsigned short status;
     unsigned delay_us;
-    unsigned short rule;    /* 0 = top level, n = rules[n - 1] */
-    unsigned short roll;    /* 0..9999: the error roll, compared with errorRate * 100 */
-    unsigned bandwidth;     /* KiB/s of the reply body, 0 = not paced */
-    unsigned version;       /* config version, cut to 32 bits */
-    unsigned ticket;        /* library's own: the maxConcurrent place taken */
-    unsigned long long key; /* the key that was rolled: chaos_judge(cfg, req, key) repeats the decision */
+    unsigned short rule;      /* 0 = top level, n = rules[n - 1] */
+    unsigned short roll;      /* 0..9999: the error roll, compared with errorRate * 100 */
+    unsigned bandwidth;       /* KiB/s of the reply body, 0 = not paced */
+    unsigned version, ticket; /* of the config, cut to 32 bits; the library's own: the maxConcurrent place taken */
+    unsigned long long key;   /* the key that was rolled: chaos_judge(cfg, req, key) repeats the decision */
 } chaos_verdict;
 
 /* The pure decision: match, rules, rolls, exclude. No gates (expiry, canary, kill) and no budgets: those belong to
    chaos_decide. Same cfg, req and key give the same verdict on every machine. cfg->enabled false = pass. Any thread. */
 CHAOS_API chaos_verdict chaos_judge(const chaos_config *cfg, const chaos_request *req, unsigned long long key);
-
 /* The name of a kind, as in logs and in X-Chaos-Injected: "pass", "latency", "bandwidth", "error", "reset", ... Any thread. */
 CHAOS_API const char *chaos_kind_text(int kind);
 
@@ -268,9 +249,8 @@ typedef struct chaos chaos; /* opaque; every call accepts NULL and then behaves 
     X(CHAOS_STATE_NOT_CANARY, "not-canary") \
     X(CHAOS_STATE_DRY_RUN, "dry-run")
 
-#define CHAOS_STATE_CODE(code, text) code,
-typedef enum chaos_state { CHAOS_STATES(CHAOS_STATE_CODE) CHAOS_STATE_COUNT } chaos_state;
-#undef CHAOS_STATE_CODE
+typedef enum chaos_state { CHAOS_STATES(CHAOS_CODE) CHAOS_STATE_COUNT } chaos_state;
+#undef CHAOS_CODE
 
 /* A snapshot of the counters and the state. Counters run from chaos_open and only grow. */
 typedef struct chaos_report {
@@ -287,13 +267,10 @@ typedef struct chaos_report {
     /* Kept by each thread and summed here, in this order: */
     unsigned long long requests;                   /* decided while on (or dry-run); when off nothing is counted */
     unsigned long long injected[CHAOS_KIND_COUNT]; /* per kind; [CHAOS_PASS] stays 0 */
-    unsigned long long would_inject;               /* dry-run */
-    unsigned long long excluded;                   /* spared by `exclude` when a fault would have happened */
-    unsigned long long over_budget;                /* spared by maxFaults or maxConcurrent */
-    unsigned long long unsupported;                /* spared because this mode cannot do that fault */
+    unsigned long long would_inject, excluded;     /* spared by a dry run; by `exclude` */
+    unsigned long long over_budget, unsupported;   /* spared by maxFaults or maxConcurrent; because this mode cannot do it */
     unsigned long long delay_ms;                   /* time spent in injected delays, as waited */
-    unsigned long long outcomes[6];                /* real outcomes: other, 1xx .. 5xx */
-    unsigned long long outcome_us;                 /* their summed durations */
+    unsigned long long outcomes[6], outcome_us;    /* real outcomes: other, 1xx .. 5xx; their summed durations */
     unsigned long long log_lines, log_dropped;     /* dropped: the pipe was full or dead */
     unsigned long long connections;                /* proxy: accepted */
     unsigned long long proxied;                    /* proxy: replies relayed from the upstream */
@@ -353,48 +330,39 @@ typedef struct chaos_desc {
    so it never waits for a network. A bad config TEXT does not fail: the handle is off, state `invalid`. NULL only for a
    source of unknown form, a desc out of range, no memory, or a failing system call (err says which). desc may be NULL. */
 CHAOS_POINT(chaos *, chaos_open, (const chaos_desc *desc, chaos_error *err), (void)desc; (void)err; return (chaos *)(size_t) "off")
-
 /* Off, wakes every waiter, waits until no chaos_wait is inside, stops the refresher, frees. No other call may start
    during or after it. */
 CHAOS_POINT(void, chaos_close, (chaos * c), (void)c)
-
 /* The verdict on one request. Never sleeps, never blocks, never allocates. Off: a load and a branch. Any thread. */
 CHAOS_POINT(chaos_verdict, chaos_decide, (chaos * c, const chaos_request *req), chaos_verdict v = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0}; (void)c;
             (void)req; return v)
-
 /* Sleeps v's delay; returns early when chaos goes off (within 100 ms). Threaded callers only: event loops use their own
    timer and chaos_wake_fd. Any thread. */
 CHAOS_POINT(void, chaos_wait, (chaos * c, const chaos_verdict *v), (void)c; (void)v)
-
 /* Tells the real outcome of a request: status (0 = none) and duration. Gives back the maxConcurrent place of v; a missing
    or repeated call can only weaken chaos. Any thread. */
 CHAOS_POINT(void, chaos_done, (chaos * c, const chaos_verdict *v, int status, unsigned long long us), (void)c; (void)v; (void)status;
             (void)us)
-
 /* Copies the body of v's injected reply, NUL-terminated; returns its length (cut when >= cap). Any thread. */
 CHAOS_POINT(size_t, chaos_verdict_body, (chaos * c, const chaos_verdict *v, char *buf, size_t cap), (void)c; (void)v; if (cap) buf[0] = 0;
             return 0)
-
 /* Retry-After seconds of v's injected reply, -1 = none. Any thread. */
 CHAOS_POINT(int, chaos_verdict_retry_after, (chaos * c, const chaos_verdict *v), (void)c; (void)v; return -1)
-
 /* A descriptor that is readable exactly while the state is not on (nor dry-run), for event loops that hold delays. Do
    not read it. -1 where there is none. Any thread. */
 CHAOS_POINT(int, chaos_wake_fd, (chaos * c), (void)c; return -1)
-
 /* Fetches the config now, even within its TTL, and applies it; may block as long as the source does. Any thread. */
 CHAOS_POINT(chaos_result, chaos_refresh, (chaos * c, chaos_error *err), (void)c; (void)err; return CHAOS_ERR_COMPILED_OUT)
-
 /* The local kill switch, latched until chaos_close. Async-signal-safe. Any thread. */
 CHAOS_POINT(void, chaos_off, (chaos * c), (void)c)
-
 /* Reads state and counters. Any thread. */
 CHAOS_POINT(void, chaos_stats, (chaos * c, chaos_report *out), (void)c; unsigned char *p = (unsigned char *)out; size_t i;
             for (i = 0; i < sizeof *out; i++) p[i] = 0)
-
+/* Writes state and counters as Prometheus text (version 0.0.4, UTF-8), about 5 KB. Returns the length without the NUL; when it
+   is >= cap the text was cut. Any thread. */
+CHAOS_POINT(size_t, chaos_metrics, (chaos * c, char *buf, size_t cap), (void)c; if (cap) buf[0] = 0; return 0)
 /* Copies the config in use; false = none. Any thread. */
 CHAOS_POINT(bool, chaos_get_config, (chaos * c, chaos_config *out), (void)c; (void)out; return false)
-
 /* The name of a state, as in logs. Any thread. */
 CHAOS_API const char *chaos_state_text(chaos_state state);
 
@@ -420,7 +388,6 @@ typedef struct chaos_proxy_desc {
 /* Runs the proxy until chaos_proxy_stop; returns when its last thread is gone. One run per handle at a time. */
 CHAOS_POINT(chaos_result, chaos_proxy_run, (chaos * c, const chaos_proxy_desc *desc, chaos_error *err), (void)c; (void)desc; (void)err;
             return CHAOS_ERR_COMPILED_OUT)
-
 /* Stops accepting, closes idle connections, lets requests in progress end within drain_timeout. Latched: a stop before the
    run ends that run at once. Async-signal-safe. Any thread. */
 CHAOS_POINT(void, chaos_proxy_stop, (chaos * c), (void)c)
@@ -480,6 +447,13 @@ CHAOS_POINT(void, chaos_proxy_stop, (chaos * c), (void)c)
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/uio.h>
+#if defined(__linux__) && !defined(CHAOSI_NO_EPOLL)
+#define CHAOSI_EPOLL
+#include <sys/epoll.h>
+#endif
+#ifdef __linux__
+#include <sys/prctl.h>
+#endif
 #endif
 
 #if defined(__GNUC__) || defined(__clang__)
@@ -544,9 +518,7 @@ typedef struct chaosi_span {
 } chaosi_span;
 
 CHAOSI_FN chaosi_span chaosi_of(const char *at, size_t len) {
-    chaosi_span s;
-    s.at = at;
-    s.len = len;
+    chaosi_span s = {at, len};
     return s;
 }
 
@@ -555,21 +527,18 @@ CHAOSI_FN bool chaosi_same(chaosi_span a, chaosi_span b) { return a.len == b.len
 CHAOSI_FN char chaosi_lower(char c) { return c >= 'A' && c <= 'Z' ? (char)(c + ('a' - 'A')) : c; }
 
 CHAOSI_FN bool chaosi_same_nocase(chaosi_span a, chaosi_span b) {
-    size_t i;
-    if (a.len != b.len) return false;
-    for (i = 0; i < a.len; i++)
-        if (chaosi_lower(a.at[i]) != chaosi_lower(b.at[i])) return false;
-    return true;
+    size_t i = 0;
+    while (i < a.len && i < b.len && chaosi_lower(a.at[i]) == chaosi_lower(b.at[i])) i++;
+    return i == a.len && i == b.len;
 }
 
 CHAOSI_FN bool chaosi_is_digit(char c) { return c >= '0' && c <= '9'; }
 
 /* Value of a hex digit, -1 = none. */
 CHAOSI_FN int chaosi_hex(char c) {
-    if (c >= '0' && c <= '9') return c - '0';
-    if (c >= 'a' && c <= 'f') return c - 'a' + 10;
-    if (c >= 'A' && c <= 'F') return c - 'A' + 10;
-    return -1;
+    if (chaosi_is_digit(c)) return c - '0';
+    c = chaosi_lower(c);
+    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
 }
 
 /* A bounded text buffer that keeps counting past its end, as snprintf does. */
@@ -580,23 +549,16 @@ typedef struct chaosi_out {
 } chaosi_out;
 
 CHAOSI_FN chaosi_out chaosi_into(char *buf, size_t cap) {
-    chaosi_out o;
-    o.buf = buf;
-    o.cap = cap;
-    o.len = 0;
-    o.last = 0;
+    chaosi_out o = {buf, cap, 0, 0};
     if (cap) buf[0] = 0;
     return o;
 }
 
 CHAOSI_FN void chaosi_put(chaosi_out *o, const char *at, size_t len) {
-    size_t room = o->len + 1 < o->cap ? o->cap - o->len - 1 : 0;
-    size_t n = len < room ? len : room;
+    size_t room = o->len + 1 < o->cap ? o->cap - o->len - 1 : 0, n = len < room ? len : room;
     if (len) o->last = at[len - 1];
-    if (n) {
-        memcpy(o->buf + o->len, at, n);
-        o->buf[o->len + n] = 0;
-    }
+    if (n) memcpy(o->buf + o->len, at, n);
+    if (n) o->buf[o->len + n] = 0;
     o->len += len;
 }
 
@@ -604,8 +566,7 @@ CHAOSI_FN void chaosi_puts(chaosi_out *o, const char *text) { chaosi_put(o, text
 
 CHAOSI_FN void chaosi_put_int(chaosi_out *o, long long v) {
     char digits[24];
-    int n = snprintf(digits, sizeof digits, "%lld", v);
-    chaosi_put(o, digits, (size_t)n);
+    chaosi_put(o, digits, (size_t)snprintf(digits, sizeof digits, "%lld", v));
 }
 
 /* Copies a C string, cut to fit. */
@@ -630,10 +591,9 @@ CHAOSI_FN CHAOSI_PRINTF(3, 4) chaos_result chaosi_fail(chaos_error *err, chaos_r
     return code;
 }
 
-#define CHAOSI_RESULT_TEXT(code, text) text,
-#define CHAOSI_STATE_TEXT(code, text)  text,
-static const char *const chaosi_result_texts[] = {CHAOS_RESULTS(CHAOSI_RESULT_TEXT)};
-static const char *const chaosi_state_texts[] = {CHAOS_STATES(CHAOSI_STATE_TEXT)};
+#define CHAOSI_TEXT(code, text) text,
+static const char *const chaosi_result_texts[] = {CHAOS_RESULTS(CHAOSI_TEXT)};
+static const char *const chaosi_state_texts[] = {CHAOS_STATES(CHAOSI_TEXT)};
 static const char *const chaosi_kind_texts[] = {"pass", "latency", "bandwidth", "error", "reset", "close", "hang", "truncate", "corrupt"};
 
 /* Hashing. Keys and names: FNV-1a 64 over the bytes in order. Numbers: the splitmix64 finaliser. Both are plain
@@ -652,40 +612,34 @@ CHAOSI_FN chaosi_u64 chaosi_hash(chaosi_span s) {
     return h;
 }
 
-/* Time in ns: monotonic, or since the Unix epoch. */
-CHAOSI_FN chaosi_u64 chaosi_clock(bool wall) {
+/* Time in ns: monotonic, or since the Unix epoch. Coarse: within some ms, at a quarter of the cost where the kernel offers
+   it; enough to compare an expiry. */
+CHAOSI_FN chaosi_u64 chaosi_time(bool wall, bool coarse) {
 #ifdef _WIN32
-    if (wall) {
-        FILETIME t;
-        GetSystemTimeAsFileTime(&t);
-        return ((((chaosi_u64)t.dwHighDateTime << 32) | t.dwLowDateTime) - 116444736000000000ull) * 100u;
-    }
-    return (chaosi_u64)GetTickCount64() * CHAOSI_MS;
+    FILETIME t;
+    (void)coarse;
+    GetSystemTimeAsFileTime(&t);
+    if (!wall) return (chaosi_u64)GetTickCount64() * CHAOSI_MS;
+    return ((((chaosi_u64)t.dwHighDateTime << 32) | t.dwLowDateTime) - 116444736000000000ull) * 100u;
 #else
     struct timespec t;
-    clock_gettime(wall ? CLOCK_REALTIME : CLOCK_MONOTONIC, &t);
+#ifdef CLOCK_MONOTONIC_COARSE
+    if (coarse) clock_gettime(wall ? CLOCK_REALTIME_COARSE : CLOCK_MONOTONIC_COARSE, &t);
+    else
+#endif
+        clock_gettime(wall ? CLOCK_REALTIME : CLOCK_MONOTONIC, &t);
+    (void)coarse;
     return (chaosi_u64)t.tv_sec * 1000000000u + (chaosi_u64)t.tv_nsec;
 #endif
 }
 
-/* The same within some ms, at a quarter of the cost where the kernel offers it: enough to compare an expiry. */
-CHAOSI_FN chaosi_u64 chaosi_clock_coarse(bool wall) {
-#if defined(CLOCK_REALTIME_COARSE) && defined(CLOCK_MONOTONIC_COARSE)
-    struct timespec t;
-    clock_gettime(wall ? CLOCK_REALTIME_COARSE : CLOCK_MONOTONIC_COARSE, &t);
-    return (chaosi_u64)t.tv_sec * 1000000000u + (chaosi_u64)t.tv_nsec;
-#else
-    return chaosi_clock(wall);
-#endif
-}
+CHAOSI_FN chaosi_u64 chaosi_clock(bool wall) { return chaosi_time(wall, false); }
+CHAOSI_FN chaosi_u64 chaosi_clock_coarse(bool wall) { return chaosi_time(wall, true); }
 
-CHAOSI_FN bool chaosi_leap(int year) { return year % 4 == 0 && (year % 100 != 0 || year % 400 == 0); }
-
-/* Days since 1970-01-01 of a date in the Gregorian calendar. */
+/* Days since 1970-01-01 of a date in the Gregorian calendar; a year from March on has its leap day at the end. */
 CHAOSI_FN long long chaosi_days(int year, int month, int day) {
-    static const int before[12] = {0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334};
-    int y = year - 1, leap_days = y / 4 - y / 100 + y / 400 - 477;
-    return (long long)(year - 1970) * 365 + leap_days + before[month - 1] + (month > 2 && chaosi_leap(year)) + day - 1;
+    int y = year - (month < 3), m = month + (month < 3 ? 9 : -3);
+    return 365ll * y + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 + day - 719469;
 }
 
 /* RFC 3339 in UTC, with milliseconds when there are any or when asked. buf holds 80 bytes. */
@@ -702,49 +656,24 @@ CHAOSI_FN const char *chaosi_rfc3339(char *buf, long long unix_ms, bool with_ms)
 }
 
 /* ==== >>json ================================================================================================== */
-/* A pull parser over the caller's bytes (RFC 8259). It validates everything it passes; nothing is copied. */
-#define CHAOSI_JSON_DEPTH 64
-
-typedef enum chaosi_token {
-    CHAOSI_JSON_ERROR,
-    CHAOSI_JSON_OBJECT,
-    CHAOSI_JSON_OBJECT_END,
-    CHAOSI_JSON_ARRAY,
-    CHAOSI_JSON_ARRAY_END,
-    CHAOSI_JSON_KEY,
-    CHAOSI_JSON_STRING,
-    CHAOSI_JSON_NUMBER,
-    CHAOSI_JSON_TRUE,
-    CHAOSI_JSON_FALSE,
-    CHAOSI_JSON_NULL,
-    CHAOSI_JSON_END
-} chaosi_token;
-
-typedef enum chaosi_json_state {
-    CHAOSI_WANT_VALUE,
-    CHAOSI_WANT_FIRST,
-    CHAOSI_WANT_MORE,
-    CHAOSI_WANT_NOTHING,
-    CHAOSI_FAILED
-} chaosi_json_state;
-
+/* A pull parser over the caller's bytes (RFC 8259). It validates everything it passes; nothing is copied. A token is one
+   character: { } [ ] themselves, : a key, " a string, 0 a number, t f n the words, . the end; NUL an error. */
 typedef struct chaosi_json {
     const char *text;
     size_t len, pos;
-    size_t start, end; /* the last token; strings and keys without their quotes */
-    chaosi_json_state state;
-    int depth;
-    chaosi_u64 objects; /* bit d: level d + 1 is an object */
     chaos_error *err;   /* may be NULL */
+    char want;          /* v a value, f the first thing of a list or object, m more of them, . nothing; NUL = failed */
+    int depth;          /* at most 64 */
+    chaosi_u64 objects; /* bit d: level d + 1 is an object */
+    size_t start, end;  /* the last token; strings and keys without their quotes */
 } chaosi_json;
 
 /* Length of the UTF-8 sequence at s, 0 = not well-formed (RFC 3629: no overlong forms, no surrogates, no more than
    U+10FFFF). */
 CHAOSI_FN size_t chaosi_utf8(const char *s, size_t len) {
     chaosi_u8 a = (chaosi_u8)s[0], b;
-    size_t n = a < 0x80 ? 1 : a >= 0xc2 && a < 0xe0 ? 2 : (a & 0xf0) == 0xe0 ? 3 : a >= 0xf0 && a < 0xf5 ? 4 : 0;
-    size_t i;
-    if (n < 2 || n > len) return n == 1 ? 1 : 0;
+    size_t n = a < 0x80 ? 1 : a >= 0xc2 && a < 0xe0 ? 2 : (a & 0xf0) == 0xe0 ? 3 : a >= 0xf0 && a < 0xf5 ? 4 : 0, i;
+    if (n < 2 || n > len) return n == 1;
     b = (chaosi_u8)s[1];
     if ((a == 0xe0 && b < 0xa0) || (a == 0xed && b > 0x9f) || (a == 0xf0 && b < 0x90) || (a == 0xf4 && b > 0x8f)) return 0;
     for (i = 1; i < n; i++)
@@ -759,38 +688,31 @@ CHAOSI_FN void chaosi_locate(chaos_error *err, const char *text, size_t offset) 
     err->offset = offset;
     err->line = err->column = 1;
     for (i = 0; i < offset; i++) {
-        if (text[i] == '\n') {
-            err->line++;
-            err->column = 1;
-        } else if (((chaosi_u8)text[i] & 0xc0) != 0x80) {
-            err->column++;
-        }
+        err->line += text[i] == '\n';
+        err->column = text[i] == '\n' ? 1 : err->column + (((chaosi_u8)text[i] & 0xc0) != 0x80);
     }
 }
 
-CHAOSI_COLD chaosi_token chaosi_json_fail(chaosi_json *j, size_t at, const char *why) {
+CHAOSI_COLD char chaosi_json_fail(chaosi_json *j, size_t at, const char *why) {
     chaosi_fail(j->err, CHAOS_ERR_JSON, "invalid JSON: %s", why);
     chaosi_locate(j->err, j->text, at);
-    j->state = CHAOSI_FAILED;
-    return CHAOSI_JSON_ERROR;
+    return j->want = '\0';
 }
 
-CHAOSI_FN chaosi_json chaosi_json_begin(const char *text, size_t len, chaos_error *err) {
-    chaosi_json j;
-    memset(&j, 0, sizeof j);
-    j.text = text;
-    j.len = len;
-    j.err = err;
-    j.state = CHAOSI_WANT_VALUE;
-    return j;
+/* The character at pos; NUL at the end, too. */
+CHAOSI_FN char chaosi_json_at(const chaosi_json *j) { return j->pos < j->len ? j->text[j->pos] : '\0'; }
+
+/* The same behind any white space. */
+CHAOSI_FN char chaosi_json_space(chaosi_json *j) {
+    char c = chaosi_json_at(j);
+    for (; c == ' ' || c == '\t' || c == '\n' || c == '\r'; c = chaosi_json_at(j)) j->pos++;
+    return c;
 }
 
-CHAOSI_FN void chaosi_json_space(chaosi_json *j) {
-    while (j->pos < j->len) {
-        char c = j->text[j->pos];
-        if (c != ' ' && c != '\t' && c != '\n' && c != '\r') return;
-        j->pos++;
-    }
+CHAOSI_FN char chaosi_json_token(chaosi_json *j, char token, size_t len) {
+    j->start = j->pos;
+    j->end = j->pos += len;
+    return token;
 }
 
 CHAOSI_FN bool chaosi_json_starts(const chaosi_json *j, const char *word) {
@@ -798,847 +720,603 @@ CHAOSI_FN bool chaosi_json_starts(const chaosi_json *j, const char *word) {
     return j->len - j->pos >= n && memcmp(j->text + j->pos, word, n) == 0;
 }
 
-/* Four hex digits at pos, -1 = not there. */
-CHAOSI_FN int chaosi_json_hex4(const chaosi_json *j, size_t pos) {
+/* The value of \uXXXX at s, -1 = something else. */
+CHAOSI_FN int chaosi_json_unit(const char *s, size_t len) {
     int value = 0, i;
-    if (j->len < 4 || pos > j->len - 4) return -1;
-    for (i = 0; i < 4; i++) {
-        int digit = chaosi_hex(j->text[pos + (size_t)i]);
-        if (digit < 0) return -1;
-        value = value * 16 + digit;
-    }
+    if (len < 6 || s[0] != '\\' || s[1] != 'u') return -1;
+    for (i = 2; i < 6 && value >= 0; i++) value = chaosi_hex(s[i]) < 0 ? -1 : value * 16 + chaosi_hex(s[i]);
     return value;
 }
 
-/* An escape at pos (on the backslash). Returns its length, 0 = bad. */
-CHAOSI_FN size_t chaosi_json_escape(const chaosi_json *j, size_t pos) {
-    int unit;
-    if (pos + 1 >= j->len) return 0;
-    if (j->text[pos + 1] != 'u') return memchr("\"\\/bfnrt", j->text[pos + 1], 8) ? 2 : 0;
-    unit = chaosi_json_hex4(j, pos + 2);
-    if (unit < 0 || (unit >= 0xdc00 && unit <= 0xdfff)) return 0;
-    if (unit < 0xd800 || unit > 0xdbff) return 6;
-    if (pos + 8 > j->len || j->text[pos + 6] != '\\' || j->text[pos + 7] != 'u') return 0;
-    unit = chaosi_json_hex4(j, pos + 8);
-    return unit >= 0xdc00 && unit <= 0xdfff ? 12 : 0;
+/* The escape at s: its length, 0 = bad; *code is what it stands for. */
+CHAOSI_FN size_t chaosi_json_escape(const char *s, size_t len, unsigned *code) {
+    static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
+    const char *plain = len > 1 ? (const char *)memchr(from, s[1], 8) : NULL;
+    int high = chaosi_json_unit(s, len), low = high >> 10 == 0xd800 >> 10 ? chaosi_json_unit(s + 6, len - 6) : -1;
+    bool pair = low >> 10 == 0xdc00 >> 10;
+    *code = plain  ? (unsigned)to[plain - from]
+            : pair ? 0x10000u + (((unsigned)high & 0x3ff) << 10) + ((unsigned)low & 0x3ff)
+                   : (unsigned)high;
+    return plain ? 2 : pair ? 12 : high < 0 || high >> 11 == 0xd800 >> 11 ? 0 : 6;
 }
 
-/* pos is on the opening quote. */
-CHAOSI_FN chaosi_token chaosi_json_string(chaosi_json *j, chaosi_token token) {
+/* A string or a key; pos is on its opening quote. */
+CHAOSI_FN char chaosi_json_string(chaosi_json *j, char token) {
     size_t n, open = j->pos++;
-    j->start = j->pos;
-    while (j->pos < j->len) {
-        chaosi_u8 c = (chaosi_u8)j->text[j->pos];
-        if (c == '"') {
+    unsigned code;
+    for (j->start = j->pos; j->pos < j->len; j->pos += n) {
+        const char *s = j->text + j->pos;
+        if (*s == '"') {
             j->end = j->pos++;
             return token;
         }
-        if (c < 0x20) return chaosi_json_fail(j, j->pos, "control character in a string (escape it)");
-        if (c == '\\') {
-            n = chaosi_json_escape(j, j->pos);
-            if (!n) return chaosi_json_fail(j, j->pos, "bad escape in a string, or half of a surrogate pair");
-        } else {
-            n = chaosi_utf8(j->text + j->pos, j->len - j->pos);
-            if (!n) return chaosi_json_fail(j, j->pos, "bytes that are not UTF-8");
-        }
-        j->pos += n;
+        if ((chaosi_u8)*s < 0x20) return chaosi_json_fail(j, j->pos, "control character in a string (escape it)");
+        n = *s == '\\' ? chaosi_json_escape(s, j->len - j->pos, &code) : chaosi_utf8(s, j->len - j->pos);
+        if (!n && *s == '\\') return chaosi_json_fail(j, j->pos, "bad escape in a string, or half of a surrogate pair");
+        if (!n) return chaosi_json_fail(j, j->pos, "bytes that are not UTF-8");
     }
     return chaosi_json_fail(j, open, "string without its closing quote");
 }
 
-CHAOSI_FN size_t chaosi_json_digits(const chaosi_json *j, size_t pos) {
-    size_t from = pos;
-    while (pos < j->len && chaosi_is_digit(j->text[pos])) pos++;
-    return pos - from;
+/* Passes over digits and says how many; there must be one. */
+CHAOSI_FN size_t chaosi_json_digits(chaosi_json *j, const char *why) {
+    size_t from = j->pos;
+    while (chaosi_is_digit(chaosi_json_at(j))) j->pos++;
+    if (j->pos == from) chaosi_json_fail(j, from, why);
+    return j->pos - from;
 }
 
-CHAOSI_FN chaosi_token chaosi_json_number(chaosi_json *j) {
-    size_t p = j->pos, n;
-    j->start = p;
-    if (j->text[p] == '-') p++;
-    n = chaosi_json_digits(j, p);
-    if (n == 0) return chaosi_json_fail(j, p, "a number needs a digit here");
-    if (n > 1 && j->text[p] == '0') return chaosi_json_fail(j, p, "a number may not start with 0");
-    p += n;
-    if (p < j->len && j->text[p] == '.') {
-        n = chaosi_json_digits(j, ++p);
-        if (n == 0) return chaosi_json_fail(j, p, "a number needs a digit after the point");
-        p += n;
+CHAOSI_FN char chaosi_json_number(chaosi_json *j) {
+    size_t start = j->pos, n;
+    if (chaosi_json_at(j) == '-') j->pos++;
+    n = chaosi_json_digits(j, "a number needs a digit here");
+    if (n > 1 && j->text[j->pos - n] == '0') return chaosi_json_fail(j, j->pos - n, "a number may not start with 0");
+    if (n && chaosi_json_at(j) == '.') {
+        j->pos++;
+        n = chaosi_json_digits(j, "a number needs a digit after the point");
     }
-    if (p < j->len && (j->text[p] == 'e' || j->text[p] == 'E')) {
-        p++;
-        if (p < j->len && (j->text[p] == '+' || j->text[p] == '-')) p++;
-        n = chaosi_json_digits(j, p);
-        if (n == 0) return chaosi_json_fail(j, p, "an exponent needs a digit");
-        p += n;
+    if (n && chaosi_lower(chaosi_json_at(j)) == 'e') {
+        j->pos++;
+        if (chaosi_json_at(j) == '+' || chaosi_json_at(j) == '-') j->pos++;
+        n = chaosi_json_digits(j, "an exponent needs a digit");
     }
-    j->end = j->pos = p;
-    return CHAOSI_JSON_NUMBER;
+    j->start = start;
+    j->end = j->pos;
+    return n ? '0' : '\0';
 }
 
 /* Names what people write by mistake; the text is invalid in any case. */
-CHAOSI_COLD chaosi_token chaosi_json_unexpected(chaosi_json *j, const char *wanted) {
-    chaosi_u8 c;
-    if (j->pos >= j->len) return chaosi_json_fail(j, j->pos, j->len ? "the text ends too early" : "the text is empty");
-    c = (chaosi_u8)j->text[j->pos];
-    if (chaosi_json_starts(j, "\xef\xbb\xbf")) return chaosi_json_fail(j, j->pos, "a byte order mark (BOM); save as UTF-8 without it");
-    if (j->pos < 2 && (c == 0xff || c == 0xfe || c == 0)) return chaosi_json_fail(j, j->pos, "UTF-16 or UTF-32; save as UTF-8");
-    if (c == '/' || c == '#') return chaosi_json_fail(j, j->pos, "JSON has no comments");
-    if (c == '\'') return chaosi_json_fail(j, j->pos, "strings need double quotes");
-    if (chaosi_json_starts(j, "NaN") || chaosi_json_starts(j, "Infinity"))
-        return chaosi_json_fail(j, j->pos, "NaN and Infinity are not JSON numbers");
-    if (c == '+' || c == '.') return chaosi_json_fail(j, j->pos, "a number may not start with + or a point");
-    return chaosi_json_fail(j, j->pos, wanted);
+CHAOSI_COLD char chaosi_json_unexpected(chaosi_json *j, const char *why) {
+    chaosi_u8 c = (chaosi_u8)chaosi_json_at(j);
+    if (j->pos >= j->len) why = j->len ? "the text ends too early" : "the text is empty";
+    else if (chaosi_json_starts(j, "\xef\xbb\xbf")) why = "a byte order mark (BOM); save as UTF-8 without it";
+    else if (j->pos < 2 && (c == 0xff || c == 0xfe || c == 0)) why = "UTF-16 or UTF-32; save as UTF-8";
+    else if (c == '/' || c == '#') why = "JSON has no comments";
+    else if (c == '\'') why = "strings need double quotes";
+    else if (chaosi_json_starts(j, "NaN") || chaosi_json_starts(j, "Infinity")) why = "NaN and Infinity are not JSON numbers";
+    else if (c == '+' || c == '.') why = "a number may not start with + or a point";
+    return chaosi_json_fail(j, j->pos, why);
 }
 
-CHAOSI_FN chaosi_token chaosi_json_word(chaosi_json *j, const char *word, chaosi_token token) {
-    if (!chaosi_json_starts(j, word)) return chaosi_json_unexpected(j, "expected a value");
-    j->start = j->pos;
-    j->pos += strlen(word);
-    j->end = j->pos;
-    return token;
-}
-
-CHAOSI_FN bool chaosi_json_in_object(const chaosi_json *j) { return j->depth > 0 && (j->objects >> (j->depth - 1) & 1u); }
-
-CHAOSI_FN chaosi_token chaosi_json_open(chaosi_json *j, bool object) {
-    if (j->depth == CHAOSI_JSON_DEPTH) return chaosi_json_fail(j, j->pos, "more than 64 levels deep");
-    j->start = j->pos++;
-    j->end = j->pos;
-    if (object) j->objects |= 1ull << j->depth;
-    else j->objects &= ~(1ull << j->depth);
-    j->depth++;
-    j->state = CHAOSI_WANT_FIRST;
-    return object ? CHAOSI_JSON_OBJECT : CHAOSI_JSON_ARRAY;
-}
-
-CHAOSI_FN chaosi_token chaosi_json_close(chaosi_json *j) {
-    chaosi_token token = chaosi_json_in_object(j) ? CHAOSI_JSON_OBJECT_END : CHAOSI_JSON_ARRAY_END;
-    j->start = j->pos++;
-    j->end = j->pos;
-    j->depth--;
-    j->state = j->depth ? CHAOSI_WANT_MORE : CHAOSI_WANT_NOTHING;
-    return token;
-}
-
-CHAOSI_FN chaosi_token chaosi_json_value(chaosi_json *j) {
-    char c = j->pos < j->len ? j->text[j->pos] : 0;
-    if (c == '{' || c == '[') return chaosi_json_open(j, c == '{');
-    j->state = j->depth ? CHAOSI_WANT_MORE : CHAOSI_WANT_NOTHING;
-    if (c == '"') return chaosi_json_string(j, CHAOSI_JSON_STRING);
+CHAOSI_FN char chaosi_json_value(chaosi_json *j) {
+    char c = chaosi_json_at(j);
+    if (c == '{' || c == '[') {
+        if (j->depth == 64) return chaosi_json_fail(j, j->pos, "more than 64 levels deep");
+        j->objects = (j->objects & ~(1ull << j->depth)) | (chaosi_u64)(c == '{') << j->depth;
+        j->depth++;
+        j->want = 'f';
+        return chaosi_json_token(j, c, 1);
+    }
+    j->want = j->depth ? 'm' : '.';
+    if (c == '"') return chaosi_json_string(j, c);
     if (c == '-' || chaosi_is_digit(c)) return chaosi_json_number(j);
-    if (c == 't') return chaosi_json_word(j, "true", CHAOSI_JSON_TRUE);
-    if (c == 'f') return chaosi_json_word(j, "false", CHAOSI_JSON_FALSE);
-    if (c == 'n') return chaosi_json_word(j, "null", CHAOSI_JSON_NULL);
+    if (chaosi_json_starts(j, "true") || chaosi_json_starts(j, "null")) return chaosi_json_token(j, c, 4);
+    if (chaosi_json_starts(j, "false")) return chaosi_json_token(j, c, 5);
     return chaosi_json_unexpected(j, "expected a value");
 }
 
 /* A key with its colon; the token is the key. */
-CHAOSI_FN chaosi_token chaosi_json_key(chaosi_json *j) {
-    size_t start, end;
-    if (j->pos >= j->len || j->text[j->pos] != '"') return chaosi_json_unexpected(j, "expected a key in double quotes");
-    if (chaosi_json_string(j, CHAOSI_JSON_KEY) == CHAOSI_JSON_ERROR) return CHAOSI_JSON_ERROR;
-    start = j->start;
-    end = j->end;
-    chaosi_json_space(j);
-    if (j->pos >= j->len || j->text[j->pos] != ':') return chaosi_json_unexpected(j, "expected a colon after the key");
+CHAOSI_FN char chaosi_json_key(chaosi_json *j) {
+    if (chaosi_json_at(j) != '"') return chaosi_json_unexpected(j, "expected a key in double quotes");
+    if (!chaosi_json_string(j, ':')) return '\0';
+    if (chaosi_json_space(j) != ':') return chaosi_json_unexpected(j, "expected a colon after the key");
     j->pos++;
-    j->start = start;
-    j->end = end;
-    j->state = CHAOSI_WANT_VALUE;
-    return CHAOSI_JSON_KEY;
+    j->want = 'v';
+    return ':';
 }
 
 /* The next token. After an error, or after the end, it stays there. */
-CHAOSI_FN chaosi_token chaosi_json_next(chaosi_json *j) {
-    bool object = chaosi_json_in_object(j);
-    char closer = object ? '}' : ']';
-    bool more = j->state == CHAOSI_WANT_MORE;
-    if (j->state == CHAOSI_FAILED) return CHAOSI_JSON_ERROR;
-    chaosi_json_space(j);
-    if (j->state == CHAOSI_WANT_NOTHING) {
-        if (j->pos < j->len) return chaosi_json_unexpected(j, "something stands after the end of the value");
-        return CHAOSI_JSON_END;
+CHAOSI_FN char chaosi_json_next(chaosi_json *j) {
+    bool object = j->depth > 0 && (j->objects >> (j->depth - 1) & 1u);
+    char c, closer = object ? '}' : ']';
+    if (!j->want) return '\0';
+    c = chaosi_json_space(j);
+    if (j->want == 'v') return chaosi_json_value(j);
+    if (j->want == '.') return j->pos < j->len ? chaosi_json_unexpected(j, "something stands after the end of the value") : '.';
+    if (c == closer) {
+        j->want = --j->depth ? 'm' : '.';
+        return chaosi_json_token(j, c, 1);
     }
-    if (j->state == CHAOSI_WANT_VALUE) return chaosi_json_value(j);
-    if (j->pos < j->len && j->text[j->pos] == closer) return chaosi_json_close(j);
-    if (more) {
-        if (j->pos >= j->len || j->text[j->pos] != ',')
-            return chaosi_json_unexpected(j, object ? "expected a comma or }" : "expected a comma or ]");
+    if (j->want == 'm') {
+        if (c != ',') return chaosi_json_unexpected(j, object ? "expected a comma or }" : "expected a comma or ]");
         j->pos++;
-        chaosi_json_space(j);
-        if (j->pos < j->len && j->text[j->pos] == closer) return chaosi_json_fail(j, j->pos, "a comma before the closing bracket");
+        if (chaosi_json_space(j) == closer) return chaosi_json_fail(j, j->pos, "a comma before the closing bracket");
     }
     return object ? chaosi_json_key(j) : chaosi_json_value(j);
 }
 
 /* Passes over the value that comes next, validating it. */
-CHAOSI_FN chaosi_token chaosi_json_skip(chaosi_json *j) {
+CHAOSI_FN char chaosi_json_skip(chaosi_json *j) {
     int depth = j->depth;
-    chaosi_token t;
+    char t;
     do t = chaosi_json_next(j);
-    while (t != CHAOSI_JSON_ERROR && j->depth > depth);
+    while (t && j->depth > depth);
     return t;
 }
 
 chaos_result chaos_json_check(const char *text, size_t len, chaos_error *err) {
-    chaosi_json j = chaosi_json_begin(text, len, err);
-    chaosi_token t;
+    chaosi_json j = {text, len, 0, err, 'v', 0, 0, 0, 0};
     chaosi_no_error(err);
-    do t = chaosi_json_next(&j);
-    while (t != CHAOSI_JSON_ERROR && t != CHAOSI_JSON_END);
-    return t == CHAOSI_JSON_END ? CHAOS_OK : CHAOS_ERR_JSON;
-}
-
-CHAOSI_FN size_t chaosi_put_utf8(char *to, unsigned code) {
-    static const unsigned lead[5] = {0, 0, 0xc0, 0xe0, 0xf0};
-    size_t n = code < 0x80 ? 1 : code < 0x800 ? 2 : code < 0x10000 ? 3 : 4, i;
-    for (i = n; i > 1; i--, code >>= 6) to[i - 1] = (char)(0x80u | (code & 63u));
-    to[0] = (char)(lead[n] | code);
-    return n;
+    return chaosi_json_skip(&j) && chaosi_json_next(&j) ? CHAOS_OK : CHAOS_ERR_JSON;
 }
 
 /* Decodes the string or key just read into to[0..cap). Returns its length, SIZE_MAX = does not fit. The decoded form is
    never longer than the raw one. */
 CHAOSI_FN size_t chaosi_json_decode(const chaosi_json *j, char *to, size_t cap) {
-    static const char from_escape[] = "\"\\/bfnrt", to_escape[] = "\"\\/\b\f\n\r\t";
-    size_t p = j->start, n = 0;
-    char piece[4];
-    while (p < j->end) {
-        size_t made = 1;
-        if (j->text[p] != '\\') {
-            piece[0] = j->text[p++];
-        } else if (j->text[p + 1] != 'u') {
-            piece[0] = to_escape[strchr(from_escape, j->text[p + 1]) - from_escape];
-            p += 2;
-        } else {
-            unsigned code = (unsigned)chaosi_json_hex4(j, p + 2);
-            p += 6;
-            if (code >= 0xd800 && code <= 0xdbff) {
-                code = 0x10000u + ((code - 0xd800u) << 10) + ((unsigned)chaosi_json_hex4(j, p + 2) - 0xdc00u);
-                p += 6;
-            }
-            made = chaosi_put_utf8(piece, code);
-        }
+    static const unsigned lead[5] = {0, 0, 0xc0, 0xe0, 0xf0};
+    size_t p = j->start, n = 0, made, i;
+    for (; p < j->end; n += made) {
+        unsigned code = (chaosi_u8)j->text[p];
+        bool raw = code != '\\'; /* a byte as it stands, perhaps a part of a longer sequence */
+        p += raw ? 1 : chaosi_json_escape(j->text + p, j->end - p, &code);
+        made = raw || code < 0x80 ? 1 : code < 0x800 ? 2 : code < 0x10000 ? 3 : 4;
         if (made > cap - n) return SIZE_MAX;
-        memcpy(to + n, piece, made);
-        n += made;
+        for (i = made - 1; i > 0; i--, code >>= 6) to[n + i] = (char)(0x80u | (code & 63u));
+        to[n] = (char)(lead[made] | code);
     }
     return n;
 }
 
 /* A JSON string: quotes, backslashes and control bytes escaped; bytes that are not UTF-8 become '?'. */
 CHAOSI_FN void chaosi_put_json(chaosi_out *o, chaosi_span s) {
-    size_t i = 0, n;
+    size_t i, n;
     char esc[8];
     chaosi_puts(o, "\"");
-    while (i < s.len) {
+    for (i = 0; i < s.len; i += n ? n : 1) {
         char c = s.at[i];
         n = chaosi_utf8(s.at + i, s.len - i);
-        if (c == '"' || c == '\\') {
-            chaosi_puts(o, "\\");
-            chaosi_put(o, &c, 1);
-        } else if ((chaosi_u8)c < 0x20) {
+        if (c == '"' || c == '\\') chaosi_puts(o, "\\");
+        if ((chaosi_u8)c < 0x20) {
             snprintf(esc, sizeof esc, "\\u%04x", (unsigned)(chaosi_u8)c);
             chaosi_puts(o, esc);
-        } else if (n == 0) {
-            chaosi_puts(o, "?");
-        } else {
-            chaosi_put(o, s.at + i, n);
-        }
-        i += n ? n : 1;
+        } else if (n) chaosi_put(o, s.at + i, n);
+        else chaosi_puts(o, "?");
     }
     chaosi_puts(o, "\"");
 }
 
 /* ==== >>config ================================================================================================ */
-#define CHAOSI_MAX_MS    900000
-#define CHAOSI_MAX_SEED  9007199254740991ll /* 2^53 - 1: what every JSON tool keeps exact */
-#define CHAOSI_YEAR_2000 946684800ll        /* s since the epoch */
+#define CHAOSI_YEAR_2000 946684800ll /* s since the epoch */
 #define CHAOSI_YEAR_2100 4102444800ll
 
-/* Every key, and where it may stand. */
-#define CHAOSI_TOP   1
-#define CHAOSI_RULE  2
-#define CHAOSI_LATER 4 /* nothing enforces it yet, so it does not parse */
-#define CHAOSI_KEYS(X)                       \
-    X(enabled, CHAOSI_TOP)                   \
-    X(latency, CHAOSI_TOP | CHAOSI_RULE)     \
-    X(latencyRate, CHAOSI_TOP | CHAOSI_RULE) \
-    X(errorRate, CHAOSI_TOP | CHAOSI_RULE)   \
-    X(errorStatus, CHAOSI_TOP | CHAOSI_RULE) \
-    X(errorMode, CHAOSI_TOP | CHAOSI_RULE)   \
-    X(errorWhen, CHAOSI_TOP | CHAOSI_RULE)   \
-    X(errorBody, CHAOSI_TOP | CHAOSI_RULE)   \
-    X(retryAfter, CHAOSI_TOP | CHAOSI_RULE)  \
-    X(bandwidth, CHAOSI_TOP | CHAOSI_RULE)   \
-    X(match, CHAOSI_TOP | CHAOSI_RULE)       \
-    X(exclude, CHAOSI_TOP)                   \
-    X(canary, CHAOSI_TOP)                    \
-    X(instances, CHAOSI_TOP)                 \
-    X(expiresAt, CHAOSI_TOP)                 \
-    X(maxFaults, CHAOSI_TOP)                 \
-    X(maxConcurrent, CHAOSI_TOP)             \
-    X(seed, CHAOSI_TOP)                      \
-    X(dryRun, CHAOSI_TOP)                    \
-    X(name, CHAOSI_TOP | CHAOSI_RULE)        \
-    X(owner, CHAOSI_TOP)                     \
-    X(note, CHAOSI_TOP)                      \
-    X(rules, CHAOSI_TOP)                     \
-    X(events, CHAOSI_TOP | CHAOSI_LATER)     \
-    X(guard, CHAOSI_TOP | CHAOSI_LATER)
+/* Where a key may stand; objects are written in the order of these bits: at the top level (two of them), in a rule (its own
+   two, and those it inherits), in match, in latency. */
+enum { CHAOSI_HEAD = 1, CHAOSI_REST = 2, CHAOSI_TOP = 3, CHAOSI_NAME = 4, CHAOSI_OWN = 8, CHAOSI_FAULT = 16, CHAOSI_RULE = 28 };
+enum { CHAOSI_MATCH = 32, CHAOSI_LATENCY = 64 };
 
+/* One table gives the defaults, reads and writes. kind: b bool, n number, w word, s string, l list of strings or object of
+   headers, e expiry, d latency, m match, r rules, - nothing enforces it yet. */
 typedef struct chaosi_key {
     const char *name;
+    char kind;
+    const char *tokens, *what; /* what its value begins with, and what it must be, in words */
+    const char *words;         /* w: the words; d, m: the keys of the object */
+    long long lo, hi;          /* the bounds; s: bytes; l: Method, Path, Header or Glob, and bytes */
+    long long def;             /* this is not written; -1 for a bool: always written */
     int where;
+    size_t size, at, in_rule; /* the field: its offset in chaos_config (chaos_match, the six ms of a latency), in chaos_rule */
 } chaosi_key;
 
-#define CHAOSI_KEY_ID(name, where) CHAOSI_KEY_##name,
-enum chaosi_key_id { CHAOSI_KEYS(CHAOSI_KEY_ID) CHAOSI_KEY_COUNT };
+#define CHAOSI_BOOL           'b', "tf", "true or false", NULL, 0, 1
+#define CHAOSI_NUMBER         'n', "0", "a whole number", NULL
+#define CHAOSI_CHOICE         'w', "\"", "a string"
+#define CHAOSI_STRING(max)    's', "\"", "a string", NULL, 0, max, 0
+#define CHAOSI_LIST(kind)     'l', "[", "a list of strings", NULL, kind, 256, 0
+#define CHAOSI_LATER          '-', "", "", NULL, 0, 0, 0, CHAOSI_REST, 0, 0, 0
+#define CHAOSI_AT(where, f)   where, sizeof(((chaos_config *)0)->f), offsetof(chaos_config, f), 0
+#define CHAOSI_BOTH(where, f) where, sizeof(((chaos_rule *)0)->f), offsetof(chaos_config, f), offsetof(chaos_rule, f)
+#define CHAOSI_OF_FAULT(f)    CHAOSI_BOTH(CHAOSI_REST | CHAOSI_FAULT, fault.f)
+#define CHAOSI_OF_MATCH(f)    CHAOSI_MATCH, sizeof(chaos_list), offsetof(chaos_match, f), 0
+#define CHAOSI_OF_LATENCY     "made of whole numbers of ms", NULL, 0, 900000, UINT_MAX, CHAOSI_LATENCY, sizeof(unsigned)
+static const chaosi_key chaosi_keys[] = {
+    {"enabled", CHAOSI_BOOL, -1, CHAOSI_AT(CHAOSI_HEAD, enabled)},
+    {"latency", 'd', "0{", "a whole number of ms, or an object", "min, max, mean, p50, p95 and p99", 0, 900000, 0,
+     CHAOSI_BOTH(CHAOSI_REST | CHAOSI_FAULT, fault)},
+    {"latencyRate", CHAOSI_NUMBER, 0, 100, 100, CHAOSI_OF_FAULT(latency_rate)},
+    {"errorRate", CHAOSI_NUMBER, 0, 100, 0, CHAOSI_OF_FAULT(error_rate)},
+    {"errorStatus", CHAOSI_NUMBER, 200, 599, 503, CHAOSI_OF_FAULT(error_status)},
+    {"errorMode", CHAOSI_CHOICE, "status, reset, close, hang, truncate or corrupt", CHAOS_STATUS, CHAOS_CORRUPT, CHAOS_STATUS,
+     CHAOSI_OF_FAULT(error_mode)},
+    {"errorWhen", CHAOSI_CHOICE, "before or after", 0, 1, 0, CHAOSI_OF_FAULT(error_after)},
+    {"errorBody", CHAOSI_STRING(1024), CHAOSI_OF_FAULT(error_body)},
+    {"retryAfter", CHAOSI_NUMBER, 0, 86400, -1, CHAOSI_OF_FAULT(retry_after)},
+    {"bandwidth", CHAOSI_NUMBER, 0, 4194303, 0, CHAOSI_OF_FAULT(bandwidth)},
+    {"match", 'm', "{", "an object with methods, paths or headers", "methods, paths and headers", 0, 0, 0,
+     CHAOSI_BOTH(CHAOSI_REST | CHAOSI_OWN, match)},
+    {"exclude", CHAOSI_LIST('P'), CHAOSI_AT(CHAOSI_REST, exclude)},
+    {"canary", CHAOSI_NUMBER, 0, 100, 100, CHAOSI_AT(CHAOSI_REST, canary)},
+    {"instances", CHAOSI_LIST('G'), CHAOSI_AT(CHAOSI_REST, instances)},
+    {"expiresAt", 'e', "0\"", "an RFC 3339 time, epoch seconds or \"never\"", NULL, LLONG_MIN / 2, LLONG_MAX / 2, 0,
+     CHAOSI_AT(CHAOSI_REST, expires_ms)},
+    {"maxFaults", CHAOSI_NUMBER, 0, UINT_MAX, 0, CHAOSI_AT(CHAOSI_REST, max_faults)},
+    {"maxConcurrent", CHAOSI_NUMBER, 0, CHAOS_MAX_CONCURRENT, 0, CHAOSI_AT(CHAOSI_REST, max_concurrent)},
+    {"seed", CHAOSI_NUMBER, 0, (1ll << 53) - 1, 0, CHAOSI_AT(CHAOSI_REST, seed)}, /* what every JSON tool keeps exact */
+    {"dryRun", CHAOSI_BOOL, 0, CHAOSI_AT(CHAOSI_REST, dry_run)},
+    {"name", CHAOSI_STRING(64), CHAOSI_BOTH(CHAOSI_HEAD | CHAOSI_NAME, name)},
+    {"owner", CHAOSI_STRING(64), CHAOSI_AT(CHAOSI_HEAD, owner)},
+    {"note", CHAOSI_STRING(256), CHAOSI_AT(CHAOSI_HEAD, note)},
+    {"methods", CHAOSI_LIST('M'), CHAOSI_OF_MATCH(methods)},
+    {"paths", CHAOSI_LIST('P'), CHAOSI_OF_MATCH(paths)},
+    {"headers", 'l', "{", "an object of header names and globs", NULL, 'H', 256, 0, CHAOSI_OF_MATCH(headers)},
+    {"min", 'n', "0", CHAOSI_OF_LATENCY, 0 * sizeof(unsigned), 0},
+    {"mean", 'n', "0", CHAOSI_OF_LATENCY, 1 * sizeof(unsigned), 0},
+    {"p50", 'n', "0", CHAOSI_OF_LATENCY, 2 * sizeof(unsigned), 0},
+    {"p95", 'n', "0", CHAOSI_OF_LATENCY, 3 * sizeof(unsigned), 0},
+    {"p99", 'n', "0", CHAOSI_OF_LATENCY, 4 * sizeof(unsigned), 0},
+    {"max", 'n', "0", CHAOSI_OF_LATENCY, 5 * sizeof(unsigned), 0},
+    {"rules", 'r', "[", "a list of objects", NULL, 0, 0, 0, CHAOSI_AT(CHAOSI_REST, rules)},
+    {"events", CHAOSI_LATER},
+    {"guard", CHAOSI_LATER},
+};
+#define CHAOSI_KEYS_END (chaosi_keys + sizeof chaosi_keys / sizeof chaosi_keys[0])
+#define CHAOSI_RULES    (CHAOSI_KEYS_END - 3)
 
-#define CHAOSI_KEY_ROW(name, where) {#name, where},
-static const chaosi_key chaosi_keys[CHAOSI_KEY_COUNT] = {CHAOSI_KEYS(CHAOSI_KEY_ROW)};
-
-static const char *const chaosi_modes[] = {"status", "reset", "close", "hang", "truncate", "corrupt"};
-#define CHAOSI_MODE_COUNT 6
-#define CHAOSI_MODES_NOW  4 /* the first so many are enforced in this version */
+/* The keys of each chaos_latency: bit i = the i-th of min mean p50 p95 p99 max. */
+static const unsigned chaosi_latency_keys[] = {0, 0x21, 0x22, 0x3c};
 
 typedef struct chaosi_parse {
-    chaosi_json j;
+    chaosi_json j, rules; /* rules: where they stand; read last, because they inherit what may stand behind them */
     chaos_config *out;
-    const char *key; /* the key whose value is being read */
-    int rule;        /* index, -1 = top level */
+    const chaosi_key *key; /* whose value is being read */
+    int rule;              /* index, -1 = top level */
 } chaosi_parse;
 
-/* An error at the last token, or at `at` when it is not SIZE_MAX, naming the rule it is in. */
-CHAOSI_COLD CHAOSI_PRINTF(3, 4) chaos_result chaosi_bad(chaosi_parse *p, chaos_result code, const char *fmt, ...) {
-    char what[160], *s;
+/* An error at the last token, naming the rule it is in. Always false. */
+CHAOSI_COLD CHAOSI_PRINTF(3, 4) bool chaosi_bad(chaosi_parse *p, chaos_result code, const char *fmt, ...) {
+    char what[180], *s;
+    int n = p->rule >= 0 ? snprintf(what, sizeof what, "rules[%d]: ", p->rule) : 0;
     va_list args;
     va_start(args, fmt);
-    vsnprintf(what, sizeof what, fmt, args);
+    vsnprintf(what + n, 160, fmt, args);
     va_end(args);
     for (s = what; *s; s++) /* keys are the writer's: nothing of theirs may move the reader's cursor */
         if ((chaosi_u8)*s < 0x20 || *s == 0x7f) *s = '?';
-    if (p->rule >= 0) chaosi_fail(p->j.err, code, "rules[%d]: %s", p->rule, what);
-    else chaosi_fail(p->j.err, code, "%s", what);
+    chaosi_fail(p->j.err, code, "%s", what);
     chaosi_locate(p->j.err, p->j.text, p->j.start);
-    return code;
+    return false;
 }
 
-CHAOSI_FN chaosi_span chaosi_text_of(const chaos_config *cfg, chaos_text t) { return chaosi_of(cfg->text + t.at, t.len); }
+CHAOSI_FN chaosi_span chaosi_text_of(const chaos_config *c, chaos_text t) { return chaosi_of(c->text + t.at, t.len); }
+CHAOSI_FN chaosi_span chaosi_item(const chaos_config *c, chaos_list l, int i) { return chaosi_text_of(c, c->items[l.first + i]); }
 
-CHAOSI_FN chaosi_span chaosi_item(const chaos_config *cfg, chaos_list list, int i) {
-    return chaosi_text_of(cfg, cfg->items[list.first + i]);
+/* The i-th word of "a, b or c". */
+CHAOSI_FN chaosi_span chaosi_word(const char *words, long long i) {
+    size_t n = strcspn(words, ", ");
+    for (; i > 0 && words[n]; i--, n = strcspn(words, ", ")) words += n + (words[n] == ',' ? 2 : 4);
+    return chaosi_of(words, n);
 }
 
-CHAOSI_FN chaos_fault chaosi_fault_default(void) {
-    chaos_fault f;
-    memset(&f, 0, sizeof f);
-    f.latency_rate = 100;
-    f.error_mode = CHAOS_STATUS;
-    f.error_status = 503;
-    f.retry_after = -1;
-    return f;
+/* A field that holds a number. */
+CHAOSI_FN long long chaosi_get(const chaosi_key *k, const void *at) {
+    if (k->size == 4 && k->def < 0) return *(const int *)at;
+    if (k->size == 4) return *(const unsigned *)at;
+    return k->size == 1 ? *(const chaosi_u8 *)at : k->size == 2 ? *(const chaosi_u16 *)at : *(const long long *)at;
+}
+
+CHAOSI_FN void chaosi_set(const chaosi_key *k, void *at, long long v) {
+    if (k->size == 1) *(chaosi_u8 *)at = (chaosi_u8)v;
+    else if (k->size == 2) *(chaosi_u16 *)at = (chaosi_u16)v;
+    else if (k->size == 4) *(unsigned *)at = (unsigned)v;
+    else *(long long *)at = v;
 }
 
 CHAOSI_FN void chaosi_config_default(chaos_config *cfg) {
+    const chaosi_key *k;
     memset(cfg, 0, sizeof *cfg);
     cfg->default_exclude = true;
-    cfg->canary = 100;
-    cfg->fault = chaosi_fault_default();
+    for (k = chaosi_keys; k < CHAOSI_KEYS_END; k++)
+        if (k->where & CHAOSI_TOP && (k->kind == 'n' || k->kind == 'w')) chaosi_set(k, (char *)cfg + k->at, k->def);
 }
 
-/* Edits (insert, delete, replace; case does not count) from a to b, at most 99; both under 32 bytes. */
-CHAOSI_COLD int chaosi_distance(chaosi_span a, chaosi_span b) {
-    int row[32];
-    size_t i, k;
-    if (a.len >= 32 || b.len >= 32) return 99;
-    for (k = 0; k <= b.len; k++) row[k] = (int)k;
-    for (i = 1; i <= a.len; i++) {
-        int diagonal = row[0];
-        row[0] = (int)i;
-        for (k = 1; k <= b.len; k++) {
-            int replace = diagonal + (chaosi_lower(a.at[i - 1]) != chaosi_lower(b.at[k - 1]));
-            int edit = (row[k] < row[k - 1] ? row[k] : row[k - 1]) + 1;
-            diagonal = row[k];
-            row[k] = replace < edit ? replace : edit;
-        }
+/* Edits (insert, delete, replace; case does not count) from a to b; exact up to `limit`. */
+CHAOSI_COLD size_t chaosi_distance(chaosi_span a, chaosi_span b, size_t limit) {
+    size_t best = limit, d, i;
+    for (; a.len && b.len && chaosi_lower(*a.at) == chaosi_lower(*b.at); a.at++, a.len--, b.at++) b.len--;
+    if (!limit || !a.len || !b.len) return a.len > b.len ? a.len : b.len;
+    for (i = 1; i < 4; i++) { /* 1 delete, 2 insert, 3 replace */
+        d = chaosi_distance(chaosi_of(a.at + (i & 1), a.len - (i & 1)), chaosi_of(b.at + i / 2, b.len - i / 2), limit - 1);
+        if (d < best) best = d;
     }
-    return row[b.len];
+    return best + 1;
 }
 
-CHAOSI_COLD chaos_result chaosi_unknown_key(chaosi_parse *p, chaosi_span name, int where) {
-    int i, best = -1, best_distance = 4;
-    for (i = 0; i < CHAOSI_KEY_COUNT; i++) {
-        int d = chaosi_keys[i].where & where ? chaosi_distance(name, chaosi_str(chaosi_keys[i].name)) : 99;
-        if (d < best_distance && (size_t)d * 2 <= name.len) {
-            best = i;
-            best_distance = d;
-        }
+CHAOSI_COLD bool chaosi_unknown_key(chaosi_parse *p, chaosi_span name, int where) {
+    const chaosi_key *k, *best = NULL;
+    size_t d, bound = name.len < 6 ? name.len / 2 + 1 : 4;
+    for (k = chaosi_keys; k < CHAOSI_KEYS_END; k++) {
+        if (!(k->where & where) || (d = chaosi_distance(name, chaosi_str(k->name), 3)) >= bound) continue;
+        best = k;
+        bound = d;
     }
-    if (best >= 0)
-        return chaosi_bad(p, CHAOS_ERR_UNKNOWN_KEY, "unknown key \"%.*s\" (did you mean \"%s\"?)", (int)name.len, name.at,
-                          chaosi_keys[best].name);
-    return chaosi_bad(p, CHAOS_ERR_UNKNOWN_KEY, "unknown key \"%.*s\"", (int)name.len, name.at);
+    return chaosi_bad(p, CHAOS_ERR_UNKNOWN_KEY, "unknown key \"%.*s\"%s%s%s", (int)name.len, name.at, best ? " (did you mean \"" : "",
+                      best ? best->name : "", best ? "\"?)" : "");
 }
 
-/* Which key of the table was just read; seen is the object's bit set. -1 = error. */
-CHAOSI_FN int chaosi_which_key(chaosi_parse *p, int where, chaosi_u32 *seen) {
+/* The row of the key just read, NULL = error. of: the key of its object, NULL = the config or a rule; seen: a bit for each
+   row that was there. */
+CHAOSI_FN const chaosi_key *chaosi_which_key(chaosi_parse *p, const chaosi_key *of, int where, chaosi_u64 *seen) {
     char name[40];
-    size_t n = chaosi_json_decode(&p->j, name, sizeof name);
-    int i;
-    for (i = 0; i < CHAOSI_KEY_COUNT; i++)
-        if (chaosi_same(chaosi_of(name, n == SIZE_MAX ? 0 : n), chaosi_str(chaosi_keys[i].name))) break;
-    if (n == SIZE_MAX) chaosi_bad(p, CHAOS_ERR_UNKNOWN_KEY, "unknown key (over 40 bytes long)");
-    else if (i == CHAOSI_KEY_COUNT) chaosi_unknown_key(p, chaosi_of(name, n), where);
-    else if (chaosi_keys[i].where & CHAOSI_LATER)
-        chaosi_bad(p, CHAOS_ERR_UNSUPPORTED, "\"%s\" is not in this version", chaosi_keys[i].name);
-    else if (!(chaosi_keys[i].where & where)) chaosi_bad(p, CHAOS_ERR_UNKNOWN_KEY, "\"%s\" may not stand in a rule", chaosi_keys[i].name);
-    else if (*seen >> i & 1u) chaosi_bad(p, CHAOS_ERR_DUPLICATE_KEY, "duplicate key \"%s\"", chaosi_keys[i].name);
+    size_t n = chaosi_json_decode(&p->j, name, sizeof name), raw = p->j.end - p->j.start;
+    const chaosi_key *k = chaosi_keys;
+    while (k < CHAOSI_KEYS_END && !(k->where & (of ? where : CHAOSI_TOP) && chaosi_same(chaosi_of(name, n), chaosi_str(k->name)))) k++;
+    if (k == CHAOSI_KEYS_END && of)
+        chaosi_bad(p, CHAOS_ERR_UNKNOWN_KEY, "unknown key \"%.*s\" in \"%s\": it takes %s", (int)(raw < 32 ? raw : 32),
+                   p->j.text + p->j.start, of->name, of->words);
+    else if (n == SIZE_MAX) chaosi_bad(p, CHAOS_ERR_UNKNOWN_KEY, "unknown key (over 40 bytes long)");
+    else if (k == CHAOSI_KEYS_END) chaosi_unknown_key(p, chaosi_of(name, n), where);
+    else if (k->kind == '-') chaosi_bad(p, CHAOS_ERR_UNSUPPORTED, "\"%s\" is not in this version", k->name);
+    else if (!(k->where & where)) chaosi_bad(p, CHAOS_ERR_UNKNOWN_KEY, "\"%s\" may not stand in a rule", k->name);
+    else if (*seen >> (k - chaosi_keys) & 1u)
+        chaosi_bad(p, CHAOS_ERR_DUPLICATE_KEY, "duplicate key \"%s\"%s%s%s", k->name, of ? " in \"" : "", of ? of->name : "",
+                   of ? "\"" : "");
     else {
-        *seen |= 1u << i;
-        p->key = chaosi_keys[i].name;
-        return i;
+        *seen |= 1ull << (k - chaosi_keys);
+        return k;
     }
-    return -1;
+    return NULL;
 }
 
-/* The result of a failing pull: the parser has filled in the error already. */
-CHAOSI_FN chaos_result chaosi_expected(chaosi_parse *p, chaosi_token got, const char *what) {
-    if (got == CHAOSI_JSON_ERROR) return CHAOS_ERR_JSON;
-    return chaosi_bad(p, CHAOS_ERR_TYPE, "\"%s\" must be %s", p->key, what);
+/* The next token, which must be one of these; NUL = error. */
+CHAOSI_FN char chaosi_expect(chaosi_parse *p, const char *tokens) {
+    char t = chaosi_json_next(&p->j);
+    if (!t || strchr(tokens, t)) return t;
+    chaosi_bad(p, CHAOS_ERR_TYPE, "\"%s\" must be %s", p->key->where & CHAOSI_LATENCY ? "latency" : p->key->name, p->key->what);
+    return '\0';
 }
 
-/* The last token as a whole number in lo..hi. */
-CHAOSI_FN chaos_result chaosi_int_here(chaosi_parse *p, const char *key, long long lo, long long hi, long long *out) {
+/* The last token as a whole number within the key's bounds. */
+CHAOSI_FN bool chaosi_int(chaosi_parse *p, long long *out) {
+    const chaosi_key *k = p->key;
     const char *s = p->j.text + p->j.start;
-    size_t len = p->j.end - p->j.start, digits = *s == '-' ? 1 : 0, i;
+    size_t len = p->j.end - p->j.start, minus = *s == '-', digits = minus, i;
     long long value = 0;
     while (digits < len && chaosi_is_digit(s[digits])) digits++;
     for (i = digits + 1; i < len && s[i] == '0'; i++) {}
     if (digits < len && s[digits] == '.' && i == len)
-        return chaosi_bad(p, CHAOS_ERR_TYPE, "\"%s\" must be a whole number: write %.*s", key, (int)(digits < 24 ? digits : 24), s);
-    if (digits < len) return chaosi_bad(p, CHAOS_ERR_TYPE, "\"%s\" must be a whole number", key);
-    for (i = *s == '-' ? 1 : 0; i < digits && value < 1000000000000000000ll / 10; i++) value = value * 10 + (s[i] - '0');
-    if (*s == '-') value = -value;
-    if (i < digits || value < lo || value > hi) return chaosi_bad(p, CHAOS_ERR_RANGE, "\"%s\" is out of range: %lld..%lld", key, lo, hi);
-    *out = value;
-    return CHAOS_OK;
-}
-
-/* A whole number in lo..hi, into an integer of `size` bytes. */
-CHAOSI_FN chaos_result chaosi_int(chaosi_parse *p, long long lo, long long hi, void *out, size_t size) {
-    chaosi_token t = chaosi_json_next(&p->j);
-    long long v = 0;
-    chaos_result r;
-    if (t != CHAOSI_JSON_NUMBER) return chaosi_expected(p, t, "a whole number");
-    r = chaosi_int_here(p, p->key, lo, hi, &v);
-    if (r != CHAOS_OK) return r;
-    if (size == 1) *(chaosi_u8 *)out = (chaosi_u8)v;
-    else if (size == 2) *(chaosi_u16 *)out = (chaosi_u16)v;
-    else if (size == 4) *(chaosi_u32 *)out = (chaosi_u32)v;
-    else *(unsigned long long *)out = (unsigned long long)v;
-    return CHAOS_OK;
-}
-
-CHAOSI_FN chaos_result chaosi_bool(chaosi_parse *p, bool *out) {
-    chaosi_token t = chaosi_json_next(&p->j);
-    if (t != CHAOSI_JSON_TRUE && t != CHAOSI_JSON_FALSE) return chaosi_expected(p, t, "true or false");
-    *out = t == CHAOSI_JSON_TRUE;
-    return CHAOS_OK;
+        return chaosi_bad(p, CHAOS_ERR_TYPE, "\"%s\" must be a whole number: write %.*s", k->name, (int)(digits < 24 ? digits : 24), s);
+    if (digits < len) return chaosi_bad(p, CHAOS_ERR_TYPE, "\"%s\" must be a whole number", k->name);
+    for (i = minus; i < digits && value < 1000000000000000000ll / 10; i++) value = value * 10 + (s[i] - '0');
+    *out = minus ? -value : value;
+    if (i == digits && *out >= k->lo && *out <= k->hi) return true;
+    return chaosi_bad(p, CHAOS_ERR_RANGE, "\"%s\" is out of range: %lld..%lld", k->name, k->lo, k->hi);
 }
 
 /* The string or key just read, into the pool, with a NUL behind it. */
-CHAOSI_FN chaos_result chaosi_keep(chaosi_parse *p, size_t max, chaos_text *out) {
+CHAOSI_FN bool chaosi_keep(chaosi_parse *p, chaos_text *out) {
     chaos_config *cfg = p->out;
-    size_t room = sizeof cfg->text - cfg->text_len; /* the NUL included */
-    size_t n = room ? chaosi_json_decode(&p->j, cfg->text + cfg->text_len, room - 1 < max + 1 ? room - 1 : max + 1) : SIZE_MAX;
+    char *to = cfg->text + cfg->text_len;
+    size_t max = (size_t)p->key->hi, room = sizeof cfg->text - cfg->text_len; /* the NUL included */
+    size_t n = room ? chaosi_json_decode(&p->j, to, room - 1 < max + 1 ? room - 1 : max + 1) : SIZE_MAX;
     if (n > max && room <= max + 1)
         return chaosi_bad(p, CHAOS_ERR_TOO_LARGE, "the strings of this config are over %d bytes", CHAOS_MAX_TEXT);
-    if (n > max) return chaosi_bad(p, CHAOS_ERR_RANGE, "\"%s\" holds a string over %u bytes", p->key, (unsigned)max);
-    if (memchr(cfg->text + cfg->text_len, 0, n)) return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" holds a NUL character", p->key);
-    cfg->text[cfg->text_len + n] = 0;
+    if (n > max) return chaosi_bad(p, CHAOS_ERR_RANGE, "\"%s\" holds a string over %u bytes", p->key->name, (unsigned)max);
+    if (memchr(to, 0, n)) return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" holds a NUL character", p->key->name);
+    to[n] = 0;
     out->at = cfg->text_len;
     out->len = (chaosi_u16)n;
     cfg->text_len = (chaosi_u16)(cfg->text_len + n + 1u);
-    return CHAOS_OK;
-}
-
-CHAOSI_FN chaos_result chaosi_string(chaosi_parse *p, size_t min, size_t max, chaos_text *out) {
-    chaosi_token t = chaosi_json_next(&p->j);
-    chaos_result r;
-    if (t != CHAOSI_JSON_STRING) return chaosi_expected(p, t, "a string");
-    r = chaosi_keep(p, max, out);
-    if (r == CHAOS_OK && out->len < min) return chaosi_bad(p, CHAOS_ERR_RANGE, "\"%s\" must not be empty", p->key);
-    return r;
-}
-
-/* The index of the string or key just read in words; count = none of them. */
-CHAOSI_FN int chaosi_which_word(chaosi_parse *p, const char *const *words, int count) {
-    char word[16];
-    size_t n = chaosi_json_decode(&p->j, word, sizeof word);
-    int i = 0;
-    while (i < count && (n == SIZE_MAX || !chaosi_same(chaosi_of(word, n), chaosi_str(words[i])))) i++;
-    return i;
-}
-
-/* One of several words; *out = its index. */
-CHAOSI_FN chaos_result chaosi_choice(chaosi_parse *p, const char *const *words, int count, const char *what, int *out) {
-    chaosi_token t = chaosi_json_next(&p->j);
-    if (t != CHAOSI_JSON_STRING) return chaosi_expected(p, t, "a string");
-    *out = chaosi_which_word(p, words, count);
-    return *out < count ? CHAOS_OK : chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" must be %s", p->key, what);
+    return true;
 }
 
 CHAOSI_FN bool chaosi_is_token_char(char c) {
-    return chaosi_is_digit(c) || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c && strchr("!#$%&'*+-.^_`|~", c));
+    return chaosi_is_digit(c) || (chaosi_lower(c) >= 'a' && chaosi_lower(c) <= 'z') || (c && strchr("!#$%&'*+-.^_`|~", c));
 }
 
-/* What a list's strings must look like; a glob that can never match would quietly widen or empty an experiment. */
-typedef enum chaosi_item_kind { CHAOSI_ITEM_METHOD, CHAOSI_ITEM_PATH, CHAOSI_ITEM_NAME, CHAOSI_ITEM_GLOB } chaosi_item_kind;
-
-CHAOSI_FN chaos_result chaosi_item_check(chaosi_parse *p, chaosi_span s, chaosi_item_kind kind) {
-    size_t i;
-    if (s.len == 0 && kind != CHAOSI_ITEM_GLOB) return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" holds an empty string", p->key);
-    if (kind == CHAOSI_ITEM_PATH && s.at[0] != '/' && s.at[0] != '*')
-        return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\": a path glob starts with / or *", p->key);
-    for (i = 0; i < s.len && (kind == CHAOSI_ITEM_METHOD || kind == CHAOSI_ITEM_NAME); i++) {
-        if (!chaosi_is_token_char(s.at[i])) return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" holds a name that HTTP does not allow", p->key);
-        if (kind == CHAOSI_ITEM_METHOD && s.at[i] >= 'a' && s.at[i] <= 'z')
-            return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\": methods are written in capitals", p->key);
-    }
-    return CHAOS_OK;
-}
-
-CHAOSI_FN chaos_result chaosi_add_item(chaosi_parse *p, chaosi_item_kind kind, chaos_list *list) {
+/* The string just read, into a list. A glob that can never match would quietly widen or empty an experiment. Header names
+   are kept in lower case and must not stand twice. */
+CHAOSI_FN bool chaosi_add_item(chaosi_parse *p, char kind, chaos_list *list) {
     chaos_config *cfg = p->out;
-    chaos_text *item = &cfg->items[cfg->item_count];
-    chaos_result r;
+    const char *key = p->key->name;
+    int i;
+    char *s;
     if (cfg->item_count == CHAOS_MAX_ITEMS) return chaosi_bad(p, CHAOS_ERR_TOO_LARGE, "over %d strings in lists", CHAOS_MAX_ITEMS);
-    r = chaosi_keep(p, 256, item);
-    if (r == CHAOS_OK) r = chaosi_item_check(p, chaosi_text_of(cfg, *item), kind);
-    cfg->item_count++;
+    if (!chaosi_keep(p, &cfg->items[cfg->item_count])) return false;
+    s = cfg->text + cfg->items[cfg->item_count].at;
+    if (!*s && kind != 'G') return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" holds an empty string", key);
+    if (kind == 'P' && *s != '/' && *s != '*') return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\": a path glob starts with / or *", key);
+    for (; *s && (kind == 'M' || kind == 'H'); s++) {
+        if (!chaosi_is_token_char(*s)) return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" holds a name that HTTP does not allow", key);
+        if (kind == 'M' && *s >= 'a' && *s <= 'z') return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\": methods are written in capitals", key);
+        if (kind == 'H') *s = chaosi_lower(*s);
+    }
     list->count++;
-    return r;
+    cfg->item_count++;
+    for (i = 0; kind == 'H' && i < list->count - 1; i += 2)
+        if (chaosi_same(chaosi_item(cfg, *list, i), chaosi_item(cfg, *list, list->count - 1)))
+            return chaosi_bad(p, CHAOS_ERR_DUPLICATE_KEY, "duplicate header \"%s\"", cfg->text + cfg->items[cfg->item_count - 1].at);
+    return true;
 }
 
-CHAOSI_FN chaos_result chaosi_list_of(chaosi_parse *p, chaosi_item_kind kind, bool may_be_empty, chaos_list *list) {
-    chaosi_token t = chaosi_json_next(&p->j);
-    chaos_result r;
-    if (t != CHAOSI_JSON_ARRAY) return chaosi_expected(p, t, "a list of strings");
+/* A list of strings, or an object of header names and globs. */
+CHAOSI_FN bool chaosi_list(chaosi_parse *p, chaos_list *list) {
+    char t, kind = (char)p->key->lo;
+    if (list == &p->out->exclude) p->out->default_exclude = false;
     list->first = p->out->item_count;
     list->count = 0;
-    while ((t = chaosi_json_next(&p->j)) != CHAOSI_JSON_ARRAY_END) {
-        if (t != CHAOSI_JSON_STRING) return chaosi_expected(p, t, "a list of strings");
-        r = chaosi_add_item(p, kind, list);
-        if (r != CHAOS_OK) return r;
-    }
-    if (!list->count && !may_be_empty) return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" must not be empty; leave it out to match all", p->key);
-    return CHAOS_OK;
-}
-
-/* The header name just added must not stand twice. Names are kept in lower case. */
-CHAOSI_FN chaos_result chaosi_header_name(chaosi_parse *p, chaos_list headers) {
-    chaos_text name = p->out->items[headers.first + headers.count - 1];
-    int i;
-    for (i = 0; i < name.len; i++) p->out->text[name.at + i] = chaosi_lower(p->out->text[name.at + i]);
-    for (i = 0; i < headers.count - 1; i += 2)
-        if (chaosi_same(chaosi_item(p->out, headers, i), chaosi_text_of(p->out, name)))
-            return chaosi_bad(p, CHAOS_ERR_DUPLICATE_KEY, "duplicate header \"%s\"", p->out->text + name.at);
-    return CHAOS_OK;
-}
-
-CHAOSI_FN chaos_result chaosi_headers(chaosi_parse *p, chaos_list *headers) {
-    chaosi_token t = chaosi_json_next(&p->j);
-    chaos_result r;
-    if (t != CHAOSI_JSON_OBJECT) return chaosi_expected(p, t, "an object of header names and globs");
-    headers->first = p->out->item_count;
-    headers->count = 0;
-    while ((t = chaosi_json_next(&p->j)) != CHAOSI_JSON_OBJECT_END) {
-        if (t == CHAOSI_JSON_ERROR) return CHAOS_ERR_JSON;
-        r = chaosi_add_item(p, CHAOSI_ITEM_NAME, headers);
-        if (r == CHAOS_OK) r = chaosi_header_name(p, *headers);
-        if (r != CHAOS_OK) return r;
-        t = chaosi_json_next(&p->j);
-        if (t != CHAOSI_JSON_STRING) return chaosi_expected(p, t, "an object of header names and globs");
-        r = chaosi_add_item(p, CHAOSI_ITEM_GLOB, headers);
-        if (r != CHAOS_OK) return r;
-    }
-    if (!headers->count) return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" must not be empty; leave it out to match all", p->key);
-    return CHAOS_OK;
-}
-
-/* A key of a small object: its index in words, -1 = error. */
-CHAOSI_FN int chaosi_small_key(chaosi_parse *p, const char *const *words, int count, const char *what, chaosi_u32 *seen) {
-    int i = chaosi_which_word(p, words, count), shown = (int)(p->j.end - p->j.start < 32 ? p->j.end - p->j.start : 32);
-    if (i == count)
-        chaosi_bad(p, CHAOS_ERR_UNKNOWN_KEY, "unknown key \"%.*s\" in \"%s\": it takes %s", shown, p->j.text + p->j.start, p->key, what);
-    else if (*seen >> i & 1u) chaosi_bad(p, CHAOS_ERR_DUPLICATE_KEY, "duplicate key \"%s\" in \"%s\"", words[i], p->key);
-    else {
-        *seen |= 1u << i;
-        return i;
-    }
-    return -1;
-}
-
-CHAOSI_FN chaos_result chaosi_match_object(chaosi_parse *p, chaos_match *match) {
-    static const char *const words[] = {"methods", "paths", "headers"};
-    chaosi_token t = chaosi_json_next(&p->j);
-    chaosi_u32 seen = 0;
-    chaos_result r = CHAOS_OK;
-    if (t != CHAOSI_JSON_OBJECT) return chaosi_expected(p, t, "an object with methods, paths or headers");
-    while (r == CHAOS_OK && (t = chaosi_json_next(&p->j)) != CHAOSI_JSON_OBJECT_END) {
-        int which = t == CHAOSI_JSON_ERROR ? -1 : chaosi_small_key(p, words, 3, "methods, paths and headers", &seen);
-        if (which < 0) return t == CHAOSI_JSON_ERROR ? CHAOS_ERR_JSON : CHAOS_ERR_UNKNOWN_KEY;
-        p->key = words[which];
-        if (which == 0) r = chaosi_list_of(p, CHAOSI_ITEM_METHOD, false, &match->methods);
-        else if (which == 1) r = chaosi_list_of(p, CHAOSI_ITEM_PATH, false, &match->paths);
-        else r = chaosi_headers(p, &match->headers);
-        p->key = "match";
-    }
-    return r;
-}
-
-/* {"min","max"}, {"mean","max"} or {"p50","p95","p99","max"}: v is indexed like words. */
-CHAOSI_FN chaos_result chaosi_latency_kind(chaosi_parse *p, chaosi_u32 seen, const long long *v, chaos_fault *f) {
-    static const chaosi_u8 order[3][4] = {{0, 1, 1, 1}, {2, 1, 1, 1}, {3, 4, 5, 1}};
-    static const chaosi_u32 needs[3] = {1u << 0 | 1u << 1, 1u << 2 | 1u << 1, 1u << 3 | 1u << 4 | 1u << 5 | 1u << 1};
-    int kind, i;
-    for (kind = 0; kind < 3 && needs[kind] != seen; kind++) {}
-    if (kind == 3) return chaosi_bad(p, CHAOS_ERR_MISSING_KEY, "\"latency\" takes min and max, or mean and max, or p50, p95, p99 and max");
-    for (i = 0; i < 4; i++) {
-        f->latency[i] = (unsigned)v[order[kind][i]];
-        if (i && f->latency[i] < f->latency[i - 1])
-            return chaosi_bad(p, CHAOS_ERR_VALUE, "\"latency\": the values must not fall towards max");
-    }
-    for (i = kind < 2 ? 2 : 4; i < 4; i++) f->latency[i] = 0;
-    f->latency_kind = (chaosi_u8)(CHAOS_LATENCY_UNIFORM + kind);
-    return CHAOS_OK;
-}
-
-CHAOSI_FN chaos_result chaosi_latency(chaosi_parse *p, chaos_fault *f) {
-    static const char *const words[] = {"min", "max", "mean", "p50", "p95", "p99"};
-    long long v[6] = {0, 0, 0, 0, 0, 0};
-    chaosi_u32 seen = 0;
-    chaos_result r = CHAOS_OK;
-    chaosi_token t = chaosi_json_next(&p->j);
-    memset(f->latency, 0, sizeof f->latency);
-    if (t == CHAOSI_JSON_NUMBER) {
-        f->latency_kind = CHAOS_LATENCY_FIXED;
-        r = chaosi_int_here(p, p->key, 0, CHAOSI_MAX_MS, &v[0]);
-        f->latency[0] = (unsigned)v[0];
-        return r;
-    }
-    if (t != CHAOSI_JSON_OBJECT) return chaosi_expected(p, t, "a whole number of ms, or an object");
-    while ((t = chaosi_json_next(&p->j)) != CHAOSI_JSON_OBJECT_END) {
-        int which = t == CHAOSI_JSON_ERROR ? -1 : chaosi_small_key(p, words, 6, "min, max, mean, p50, p95 and p99", &seen);
-        if (which < 0) return t == CHAOSI_JSON_ERROR ? CHAOS_ERR_JSON : CHAOS_ERR_UNKNOWN_KEY;
-        t = chaosi_json_next(&p->j);
-        if (t != CHAOSI_JSON_NUMBER) return chaosi_expected(p, t, "made of whole numbers of ms");
-        r = chaosi_int_here(p, words[which], 0, CHAOSI_MAX_MS, &v[which]);
-        if (r != CHAOS_OK) return r;
-    }
-    return chaosi_latency_kind(p, seen, v, f);
+    while ((t = chaosi_expect(p, kind == 'H' ? ":\"}" : "\"]")) == '"' || t == ':')
+        if (!chaosi_add_item(p, kind == 'H' && t == '"' ? 'G' : kind, list)) return false;
+    if (!t || list->count || list == &p->out->exclude) return t != 0;
+    return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" must not be empty; leave it out to match all", p->key->name);
 }
 
 /* n digits at s as a number, -1 = something else. */
 CHAOSI_FN int chaosi_digits(const char *s, int n) {
     int value = 0;
-    while (n-- > 0) {
-        if (!chaosi_is_digit(*s)) return -1;
-        value = value * 10 + (*s++ - '0');
-    }
+    for (; n > 0 && value >= 0; n--, s++) value = chaosi_is_digit(*s) ? value * 10 + (*s - '0') : -1;
     return value;
 }
 
 /* RFC 3339 section 5.6, UTC only, from 1970; ms since the epoch, -1 = not such a moment. s is NUL-terminated. */
 CHAOSI_FN long long chaosi_moment(const char *s) {
-    static const int month_days[12] = {31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
-    int year, month, day, hour, minute, second, ms = 0, scale = 100;
-    if (strlen(s) < 20 || s[4] != '-' || s[7] != '-' || chaosi_lower(s[10]) != 't' || s[13] != ':' || s[16] != ':') return -1;
-    year = chaosi_digits(s, 4);
-    month = chaosi_digits(s + 5, 2);
-    day = chaosi_digits(s + 8, 2);
-    hour = chaosi_digits(s + 11, 2);
-    minute = chaosi_digits(s + 14, 2);
-    second = chaosi_digits(s + 17, 2);
+    int v[6], i, fraction = 0, scale = 100; /* v: year month day hour minute second */
+    long long ms;
+    char again[80];
+    if (strlen(s) < 20 || chaosi_lower(s[10]) != 't') return -1;
+    for (i = 0; i < 6; i++) v[i] = chaosi_digits(s + (i ? 3 * i + 2 : 0), i ? 2 : 4);
+    ms = ((chaosi_days(v[0], v[1], v[2]) * 24 + v[3]) * 60 + v[4]) * 60000;
+    if (v[2] > 31 || v[5] < 0 || v[5] > 60) return -1;
+    chaosi_rfc3339(again, ms, false); /* what is no such day or time comes back as another: 31 April as 1 May */
+    if (memcmp(again, s, 10) != 0 || memcmp(again + 11, s + 11, 6) != 0) return -1;
     s += 19;
     if (*s == '.' && !chaosi_is_digit(s[1])) return -1;
     if (*s == '.')
-        for (s++; chaosi_is_digit(*s); s++, scale /= 10) ms += (*s - '0') * scale;
+        for (s++; chaosi_is_digit(*s); s++, scale /= 10) fraction += (*s - '0') * scale;
     if (!(chaosi_lower(s[0]) == 'z' && !s[1]) && strcmp(s, "+00:00") != 0) return -1;
-    if (year < 1970 || month < 1 || month > 12 || day < 1 || day > month_days[month - 1]) return -1;
-    if (month == 2 && day == 29 && !chaosi_leap(year)) return -1;
-    if (hour < 0 || hour > 23 || minute < 0 || minute > 59 || second < 0 || second > 60) return -1;
-    return (chaosi_days(year, month, day) * 86400 + hour * 3600 + minute * 60 + second) * 1000 + ms;
+    return ms + v[5] * 1000 + fraction;
 }
 
-CHAOSI_FN chaos_result chaosi_expires(chaosi_parse *p, long long *out) {
-    chaosi_token t = chaosi_json_next(&p->j);
+CHAOSI_FN bool chaosi_expires(chaosi_parse *p, bool number, long long *out) {
+    static const char form[] = "\"expiresAt\" must be RFC 3339 in UTC (2026-01-31T12:00:00Z), epoch seconds or \"never\"";
     char s[48];
-    size_t n;
-    chaos_result r;
-    if (t == CHAOSI_JSON_NUMBER) {
-        r = chaosi_int_here(p, p->key, LLONG_MIN / 2, LLONG_MAX / 2, out);
-        if (r != CHAOS_OK) return r;
-        if (*out > CHAOSI_YEAR_2100)
-            return chaosi_bad(p, CHAOS_ERR_RANGE, "\"expiresAt\" is beyond 2100: it looks like milliseconds, write seconds");
-        if (*out < CHAOSI_YEAR_2000) return chaosi_bad(p, CHAOS_ERR_RANGE, "\"expiresAt\" is before 2000: it is a moment, not a duration");
-        *out *= 1000;
-        return CHAOS_OK;
-    }
-    if (t != CHAOSI_JSON_STRING) return chaosi_expected(p, t, "an RFC 3339 time, epoch seconds or \"never\"");
-    n = chaosi_json_decode(&p->j, s, sizeof s - 1);
+    size_t n = number ? 0 : chaosi_json_decode(&p->j, s, sizeof s - 1);
+    long long second = number ? 1 : 1000;
     s[n == SIZE_MAX || memchr(s, 0, n) ? 0 : n] = 0;
-    *out = strcmp(s, "never") == 0 ? -1 : chaosi_moment(s);
-    if (*out == -1 && strcmp(s, "never") == 0) return CHAOS_OK;
-    if (*out == -1)
-        return chaosi_bad(p, CHAOS_ERR_VALUE, "\"expiresAt\" must be RFC 3339 in UTC (2026-01-31T12:00:00Z), epoch seconds or \"never\"");
-    if (*out / 1000 > CHAOSI_YEAR_2100) return chaosi_bad(p, CHAOS_ERR_RANGE, "\"expiresAt\" is beyond 2100");
-    if (*out / 1000 < CHAOSI_YEAR_2000) return chaosi_bad(p, CHAOS_ERR_RANGE, "\"expiresAt\" is before 2000");
-    return CHAOS_OK;
+    *out = number ? 0 : chaosi_moment(s);
+    if (*out < 0) return strcmp(s, "never") == 0 || chaosi_bad(p, CHAOS_ERR_VALUE, "%s", form);
+    if (number && !chaosi_int(p, out)) return false;
+    if (*out / second > CHAOSI_YEAR_2100)
+        return chaosi_bad(p, CHAOS_ERR_RANGE, "\"expiresAt\" is beyond 2100%s",
+                          number ? ": it looks like milliseconds, write seconds" : "");
+    if (*out / second < CHAOSI_YEAR_2000)
+        return chaosi_bad(p, CHAOS_ERR_RANGE, "\"expiresAt\" is before 2000%s", number ? ": it is a moment, not a duration" : "");
+    *out *= 1000 / second;
+    return true;
 }
 
-CHAOSI_FN chaos_result chaosi_error_mode(chaosi_parse *p, chaos_fault *f) {
-    int i = 0;
-    chaos_result r = chaosi_choice(p, chaosi_modes, CHAOSI_MODE_COUNT, "status, reset, close, hang, truncate or corrupt", &i);
-    if (r != CHAOS_OK) return r;
-    if (i >= CHAOSI_MODES_NOW) return chaosi_bad(p, CHAOS_ERR_UNSUPPORTED, "\"errorMode\": \"%s\" is not in this version", chaosi_modes[i]);
-    f->error_mode = (chaosi_u8)(CHAOS_STATUS + i);
-    return CHAOS_OK;
-}
+CHAOSI_FN bool chaosi_object(chaosi_parse *p, const chaosi_key *of, int where, void *in);
 
-CHAOSI_FN chaos_result chaosi_error_when(chaosi_parse *p, chaos_fault *f) {
-    static const char *const words[] = {"before", "after"};
-    int i = 0;
-    chaos_result r = chaosi_choice(p, words, 2, "before or after", &i);
-    if (r == CHAOS_OK) f->error_after = (chaosi_u8)i;
-    return r;
-}
-
-#define CHAOSI_INT(lo, hi, place) chaosi_int(p, lo, hi, &(place), sizeof(place))
-
-/* The keys that may stand in a rule too. */
-CHAOSI_FN chaos_result chaosi_fault_value(chaosi_parse *p, int key, chaos_fault *f) {
-    switch (key) {
-    case CHAOSI_KEY_latency: return chaosi_latency(p, f);
-    case CHAOSI_KEY_latencyRate: return CHAOSI_INT(0, 100, f->latency_rate);
-    case CHAOSI_KEY_errorRate: return CHAOSI_INT(0, 100, f->error_rate);
-    case CHAOSI_KEY_errorStatus: return CHAOSI_INT(200, 599, f->error_status);
-    case CHAOSI_KEY_errorMode: return chaosi_error_mode(p, f);
-    case CHAOSI_KEY_errorWhen: return chaosi_error_when(p, f);
-    case CHAOSI_KEY_errorBody: return chaosi_string(p, 0, 1024, &f->error_body);
-    case CHAOSI_KEY_retryAfter: return CHAOSI_INT(0, 86400, f->retry_after);
-    default: return CHAOSI_INT(0, 4194303, f->bandwidth);
+/* A number, or an object of one of the three kinds. */
+CHAOSI_FN bool chaosi_latency(chaosi_parse *p, bool number, chaos_fault *f) {
+    unsigned ms[6], given = 0, kind = CHAOS_LATENCY_QUANTILES, n = 0, i;
+    long long fixed = 0;
+    memset(f->latency, 0, sizeof f->latency);
+    memset(ms, 0xff, sizeof ms);
+    f->latency_kind = CHAOS_LATENCY_FIXED;
+    if (number && !chaosi_int(p, &fixed)) return false;
+    f->latency[0] = (unsigned)fixed;
+    if (number) return true;
+    if (!chaosi_object(p, p->key, CHAOSI_LATENCY, ms)) return false;
+    for (i = 0; i < 6; i++) given |= (unsigned)(ms[i] != UINT_MAX) << i;
+    while (kind && chaosi_latency_keys[kind] != given) kind--;
+    if (!kind) return chaosi_bad(p, CHAOS_ERR_MISSING_KEY, "\"latency\" takes min and max, or mean and max, or p50, p95, p99 and max");
+    f->latency_kind = (chaosi_u8)kind;
+    for (i = 0; i < 6; i++) {
+        if (!(given >> i & 1u)) continue;
+        if (n && ms[i] < f->latency[n - 1]) return chaosi_bad(p, CHAOS_ERR_VALUE, "\"latency\": the values must not fall towards max");
+        f->latency[n++] = ms[i];
     }
+    return true;
 }
 
-CHAOSI_FN chaos_result chaosi_top_value(chaosi_parse *p, int key) {
-    chaos_config *c = p->out;
-    switch (key) {
-    case CHAOSI_KEY_enabled: return chaosi_bool(p, &c->enabled);
-    case CHAOSI_KEY_dryRun: return chaosi_bool(p, &c->dry_run);
-    case CHAOSI_KEY_match: return chaosi_match_object(p, &c->match);
-    case CHAOSI_KEY_exclude: c->default_exclude = false; return chaosi_list_of(p, CHAOSI_ITEM_PATH, true, &c->exclude);
-    case CHAOSI_KEY_canary: return CHAOSI_INT(0, 100, c->canary);
-    case CHAOSI_KEY_instances: return chaosi_list_of(p, CHAOSI_ITEM_GLOB, false, &c->instances);
-    case CHAOSI_KEY_expiresAt: return chaosi_expires(p, &c->expires_ms);
-    case CHAOSI_KEY_maxFaults: return CHAOSI_INT(0, 4294967295ll, c->max_faults);
-    case CHAOSI_KEY_maxConcurrent: return CHAOSI_INT(0, CHAOS_MAX_CONCURRENT, c->max_concurrent);
-    case CHAOSI_KEY_seed: c->has_seed = true; return CHAOSI_INT(0, CHAOSI_MAX_SEED, c->seed);
-    case CHAOSI_KEY_name: return chaosi_string(p, 0, 64, &c->name);
-    case CHAOSI_KEY_owner: return chaosi_string(p, 0, 64, &c->owner);
-    case CHAOSI_KEY_note: return chaosi_string(p, 0, 256, &c->note);
-    default: return chaosi_fault_value(p, key, &c->fault);
-    }
+/* One of the key's words; *out = its number. */
+CHAOSI_FN bool chaosi_choice(chaosi_parse *p, long long *out) {
+    const chaosi_key *k = p->key;
+    char word[16];
+    size_t n = chaosi_json_decode(&p->j, word, sizeof word);
+    for (*out = k->lo; *out <= k->hi; ++*out)
+        if (chaosi_same(chaosi_of(word, n), chaosi_word(k->words, *out - k->lo))) return true;
+    return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" must be %s", k->name, k->words);
 }
 
-CHAOSI_FN chaos_result chaosi_rule_value(chaosi_parse *p, int key, chaos_rule *rule) {
+/* A rule's name is there, and no other's. */
+CHAOSI_FN bool chaosi_rule_name(chaosi_parse *p, chaos_text name) {
     int i;
-    chaos_result r;
-    if (key == CHAOSI_KEY_match) return chaosi_match_object(p, &rule->match);
-    if (key != CHAOSI_KEY_name) return chaosi_fault_value(p, key, &rule->fault);
-    r = chaosi_string(p, 1, 64, &rule->name);
-    for (i = 0; r == CHAOS_OK && i < p->rule; i++)
-        if (chaosi_same(chaosi_text_of(p->out, p->out->rules[i].name), chaosi_text_of(p->out, rule->name)))
+    if (!name.len) return chaosi_bad(p, CHAOS_ERR_RANGE, "\"name\" must not be empty");
+    for (i = 0; i < p->rule; i++)
+        if (chaosi_same(chaosi_text_of(p->out, p->out->rules[i].name), chaosi_text_of(p->out, name)))
             return chaosi_bad(p, CHAOS_ERR_DUPLICATE_KEY, "\"name\" is that of rules[%d] too", i);
-    return r;
+    return true;
 }
 
-CHAOSI_FN chaos_result chaosi_one_rule(chaosi_parse *p, chaos_rule *rule) {
-    chaosi_u32 seen = 0;
-    chaos_result r = CHAOS_OK;
-    chaosi_token t;
-    size_t start = p->j.start;
-    memset(rule, 0, sizeof *rule);
-    rule->fault = p->out->fault;
-    while (r == CHAOS_OK && (t = chaosi_json_next(&p->j)) != CHAOSI_JSON_OBJECT_END) {
-        int key = t == CHAOSI_JSON_ERROR ? -1 : chaosi_which_key(p, CHAOSI_RULE, &seen);
-        r = key < 0 ? CHAOS_ERR_JSON : chaosi_rule_value(p, key, rule);
+CHAOSI_FN bool chaosi_value(chaosi_parse *p, const chaosi_key *k, void *at) {
+    long long v = 0;
+    chaos_text *text = (chaos_text *)at;
+    char t;
+    p->key = k;
+    if (k->kind == 'r') {
+        p->rules = p->j;
+        return chaosi_json_skip(&p->j) != 0;
     }
-    if (r != CHAOS_OK || seen >> CHAOSI_KEY_name & 1u) return r;
-    p->j.start = start;
-    return chaosi_bad(p, CHAOS_ERR_MISSING_KEY, "a rule needs a \"name\"");
+    t = chaosi_expect(p, k->tokens);
+    if (!t) return false;
+    switch (k->kind) {
+    case 's': return chaosi_keep(p, text) && (p->rule < 0 || !(k->where & CHAOSI_NAME) || chaosi_rule_name(p, *text));
+    case 'd': return chaosi_latency(p, t == '0', (chaos_fault *)at);
+    case 'm': return chaosi_object(p, k, CHAOSI_MATCH, at);
+    case 'e': return chaosi_expires(p, t == '0', (long long *)at);
+    case 'l': return chaosi_list(p, (chaos_list *)at);
+    case 'b': v = t == 't'; break;
+    default:
+        if (!(k->kind == 'w' ? chaosi_choice(p, &v) : chaosi_int(p, &v))) return false;
+    }
+    if (at == &p->out->seed) p->out->has_seed = true;
+    chaosi_set(k, at, v);
+    return true;
 }
 
-/* Runs after everything else of the object, because rules inherit the top-level fault keys wherever those stand. */
-CHAOSI_FN chaos_result chaosi_rules(chaosi_parse *p) {
-    chaosi_token t = chaosi_json_next(&p->j);
-    chaos_result r = CHAOS_OK;
-    p->key = "rules";
-    if (t != CHAOSI_JSON_ARRAY) return chaosi_expected(p, t, "a list of objects");
-    while (r == CHAOS_OK && (t = chaosi_json_next(&p->j)) != CHAOSI_JSON_ARRAY_END) {
-        p->key = "rules";
-        if (t != CHAOSI_JSON_OBJECT) return chaosi_expected(p, t, "a list of objects");
-        if (p->out->rule_count == CHAOS_MAX_RULES) return chaosi_bad(p, CHAOS_ERR_TOO_LARGE, "over %d \"rules\"", CHAOS_MAX_RULES);
-        p->rule = p->out->rule_count;
-        r = chaosi_one_rule(p, &p->out->rules[p->rule]);
-        p->out->rule_count++;
+/* Reads an object with such keys into the struct `in`; of = the object's own key, NULL = the config or a rule. */
+CHAOSI_FN bool chaosi_object(chaosi_parse *p, const chaosi_key *of, int where, void *in) {
+    chaosi_u64 seen = 0;
+    char t;
+    while ((t = chaosi_json_next(&p->j)) != '}') {
+        const chaosi_key *k = t ? chaosi_which_key(p, of, where, &seen) : NULL;
+        if (!k || !chaosi_value(p, k, (char *)in + (where & CHAOSI_RULE ? k->in_rule : k->at))) return false;
+    }
+    return true;
+}
+
+CHAOSI_FN bool chaosi_rules(chaosi_parse *p) {
+    chaos_config *cfg = p->out;
+    chaos_rule *rule;
+    size_t start;
+    char t;
+    p->j = p->rules;
+    for (p->key = CHAOSI_RULES, t = chaosi_expect(p, "["); t && (t = chaosi_expect(p, "{]")) == '{'; p->key = CHAOSI_RULES) {
+        if (cfg->rule_count == CHAOS_MAX_RULES) return chaosi_bad(p, CHAOS_ERR_TOO_LARGE, "over %d \"rules\"", CHAOS_MAX_RULES);
+        start = p->j.start;
+        p->rule = cfg->rule_count++;
+        rule = &cfg->rules[p->rule];
+        rule->fault = cfg->fault;
+        if (!chaosi_object(p, NULL, CHAOSI_RULE, rule)) return false;
+        p->j.start = start;
+        if (!rule->name.len) return chaosi_bad(p, CHAOS_ERR_MISSING_KEY, "a rule needs a \"name\"");
         p->rule = -1;
     }
-    return r;
-}
-
-CHAOSI_FN chaos_result chaosi_parse_object(chaosi_parse *p) {
-    chaosi_u32 seen = 0;
-    chaosi_json rules_at;
-    chaos_result r = CHAOS_OK;
-    chaosi_token t = chaosi_json_next(&p->j);
-    if (t == CHAOSI_JSON_ERROR) return CHAOS_ERR_JSON;
-    if (t != CHAOSI_JSON_OBJECT) return chaosi_bad(p, CHAOS_ERR_TYPE, "a config is an object: {\"enabled\": ...}");
-    rules_at = p->j;
-    while (r == CHAOS_OK && (t = chaosi_json_next(&p->j)) != CHAOSI_JSON_OBJECT_END) {
-        int key = t == CHAOSI_JSON_ERROR ? -1 : chaosi_which_key(p, CHAOSI_TOP, &seen);
-        if (key == CHAOSI_KEY_rules) {
-            rules_at = p->j;
-            if (chaosi_json_skip(&p->j) == CHAOSI_JSON_ERROR) return CHAOS_ERR_JSON;
-        } else {
-            r = key < 0 ? CHAOS_ERR_JSON : chaosi_top_value(p, key);
-        }
-    }
-    if (r == CHAOS_OK && chaosi_json_next(&p->j) != CHAOSI_JSON_END) return CHAOS_ERR_JSON;
-    if (r != CHAOS_OK || !(seen >> CHAOSI_KEY_rules & 1u)) return r;
-    p->j = rules_at;
-    return chaosi_rules(p);
+    return t != 0;
 }
 
 chaos_result chaos_config_parse(chaos_config *out, const char *json, size_t len, chaos_error *err) {
-    chaosi_parse p;
-    chaos_error local;
-    chaos_result r;
-    if (!err) err = &local;
-    chaosi_no_error(err);
+    chaos_error local, *e = err ? err : &local;
+    chaosi_parse p = {{json, len, 0, e, 'v', 0, 0, 0, 0}, {NULL, 0, 0, NULL, '\0', 0, 0, 0, 0}, out, NULL, -1};
+    char t;
+    chaosi_no_error(e);
     chaosi_config_default(out);
-    if (len > CHAOS_CONFIG_INPUT_MAX) return chaosi_fail(err, CHAOS_ERR_TOO_LARGE, "the config is over %d bytes", CHAOS_CONFIG_INPUT_MAX);
-    memset(&p, 0, sizeof p);
-    p.j = chaosi_json_begin(json, len, err);
-    p.out = out;
-    p.rule = -1;
-    p.key = "";
-    r = chaosi_parse_object(&p);
-    if (r == CHAOS_OK) return CHAOS_OK;
-    chaosi_config_default(out); /* nothing half-applied */
-    return err->code;
+    if (len > CHAOS_CONFIG_INPUT_MAX) return chaosi_fail(e, CHAOS_ERR_TOO_LARGE, "the config is over %d bytes", CHAOS_CONFIG_INPUT_MAX);
+    t = chaosi_json_next(&p.j);
+    if (t && t != '{') chaosi_bad(&p, CHAOS_ERR_TYPE, "a config is an object: {\"enabled\": ...}");
+    else if (t && chaosi_object(&p, NULL, CHAOSI_TOP, out) && chaosi_json_next(&p.j) && p.rules.text) chaosi_rules(&p);
+    if (e->code) chaosi_config_default(out); /* nothing half-applied */
+    return e->code;
 }
 
 CHAOSI_FN void chaosi_put_key(chaosi_out *o, const char *key) {
@@ -1658,117 +1336,95 @@ CHAOSI_FN void chaosi_put_text(chaosi_out *o, const chaos_config *cfg, const cha
     chaosi_put_json(o, chaosi_text_of(cfg, text));
 }
 
-CHAOSI_FN void chaosi_put_list(chaosi_out *o, const chaos_config *cfg, const char *key, chaos_list list) {
+/* Is this what a reader takes when the key is not there: the default, or in a rule what the top level (base) says? */
+CHAOSI_FN bool chaosi_is_default(const chaos_config *cfg, const chaosi_key *k, const void *at, const void *base) {
+    static const chaos_fault none = {0, 0, 0, 0, 0, 0, 0, {0, 0, 0, 0}, 0, 0, {0, 0}}; /* and an empty text */
+    const void *was = base ? base : &none;
+    const chaos_fault *f = (const chaos_fault *)at, *g = (const chaos_fault *)was;
+    const chaos_match *m = (const chaos_match *)at;
+    switch (k->kind) {
+    case 's': return chaosi_same(chaosi_text_of(cfg, *(const chaos_text *)at), chaosi_text_of(cfg, *(const chaos_text *)was));
+    case 'd': return f->latency_kind == g->latency_kind && memcmp(f->latency, g->latency, sizeof f->latency) == 0;
+    case 'm': return !m->methods.count && !m->paths.count && !m->headers.count;
+    case 'l': return at == &cfg->exclude ? cfg->default_exclude : !((const chaos_list *)at)->count;
+    case 'r': return !cfg->rule_count;
+    case '-': return true;
+    default: break;
+    }
+    if (at == &cfg->seed) return !cfg->has_seed;
+    return chaosi_get(k, at) == (base ? chaosi_get(k, base) : k->def);
+}
+
+CHAOSI_FN void chaosi_put_list(chaosi_out *o, const chaos_config *cfg, chaos_list list, bool headers) {
     int i;
-    chaosi_put_key(o, key);
+    chaosi_puts(o, headers ? "{" : "[");
     for (i = 0; i < list.count; i++) {
-        chaosi_puts(o, i ? "," : "[");
+        if (headers) chaosi_put_key(o, cfg->text + cfg->items[list.first + i++].at);
+        else if (i) chaosi_puts(o, ",");
         chaosi_put_json(o, chaosi_item(cfg, list, i));
     }
-    chaosi_puts(o, list.count ? "]" : "[]");
+    chaosi_puts(o, headers ? "}" : "]");
 }
 
-CHAOSI_FN void chaosi_put_match(chaosi_out *o, const chaos_config *cfg, const chaos_match *m) {
-    int i;
-    if (!m->methods.count && !m->paths.count && !m->headers.count) return;
-    chaosi_put_key(o, "match");
-    chaosi_puts(o, "{");
-    if (m->methods.count) chaosi_put_list(o, cfg, "methods", m->methods);
-    if (m->paths.count) chaosi_put_list(o, cfg, "paths", m->paths);
-    if (m->headers.count) {
-        chaosi_put_key(o, "headers");
-        chaosi_puts(o, "{");
-        for (i = 0; i < m->headers.count; i += 2) {
-            chaosi_put_key(o, cfg->text + cfg->items[m->headers.first + i].at);
-            chaosi_put_json(o, chaosi_item(cfg, m->headers, i + 1));
-        }
-        chaosi_puts(o, "}");
-    }
-    chaosi_puts(o, "}");
+/* Writes an object: the keys that may stand there, but for defaults. */
+CHAOSI_FN void chaosi_put_keys(chaosi_out *o, const chaos_config *cfg, int where, const void *in);
+
+CHAOSI_FN void chaosi_put_latency(chaosi_out *o, const chaos_config *cfg, const chaos_fault *f) {
+    unsigned ms[6], i, n = 0;
+    memset(ms, 0xff, sizeof ms);
+    for (i = 0; i < 6; i++)
+        if (chaosi_latency_keys[f->latency_kind & 3] >> i & 1u) ms[i] = f->latency[n++];
+    if (f->latency_kind) chaosi_put_keys(o, cfg, CHAOSI_LATENCY, ms);
+    else chaosi_put_int(o, f->latency[0]);
 }
 
-CHAOSI_FN void chaosi_put_latency(chaosi_out *o, const chaos_fault *f) {
-    static const char *const words[3][4] = {{"min", "max", 0, 0}, {"mean", "max", 0, 0}, {"p50", "p95", "p99", "max"}};
-    int i, kind = f->latency_kind - CHAOS_LATENCY_UNIFORM;
-    chaosi_put_key(o, "latency");
-    if (f->latency_kind == CHAOS_LATENCY_FIXED) {
-        chaosi_put_int(o, f->latency[0]);
-        return;
-    }
-    chaosi_puts(o, "{");
-    for (i = 0; i < 4 && words[kind][i]; i++) chaosi_put_number(o, words[kind][i], f->latency[i]);
-    chaosi_puts(o, "}");
-}
-
-/* The fault keys in which f differs from base. */
-CHAOSI_FN void chaosi_put_fault(chaosi_out *o, const chaos_config *cfg, const chaos_fault *f, const chaos_fault *base) {
-    if (f->latency_kind != base->latency_kind || memcmp(f->latency, base->latency, sizeof f->latency) != 0) chaosi_put_latency(o, f);
-    if (f->latency_rate != base->latency_rate) chaosi_put_number(o, "latencyRate", f->latency_rate);
-    if (f->error_rate != base->error_rate) chaosi_put_number(o, "errorRate", f->error_rate);
-    if (f->error_status != base->error_status) chaosi_put_number(o, "errorStatus", f->error_status);
-    if (f->error_mode != base->error_mode) {
-        chaosi_put_key(o, "errorMode");
-        chaosi_put_json(o, chaosi_str(chaosi_modes[f->error_mode - CHAOS_STATUS]));
-    }
-    if (f->error_after != base->error_after) {
-        chaosi_put_key(o, "errorWhen");
-        chaosi_puts(o, f->error_after ? "\"after\"" : "\"before\"");
-    }
-    if (!chaosi_same(chaosi_text_of(cfg, f->error_body), chaosi_text_of(cfg, base->error_body)))
-        chaosi_put_text(o, cfg, "errorBody", f->error_body);
-    if (f->retry_after != base->retry_after) chaosi_put_number(o, "retryAfter", f->retry_after);
-    if (f->bandwidth != base->bandwidth) chaosi_put_number(o, "bandwidth", f->bandwidth);
-}
-
-CHAOSI_FN void chaosi_put_rules(chaosi_out *o, const chaos_config *cfg) {
-    int i;
-    chaosi_put_key(o, "rules");
-    chaosi_puts(o, "[");
-    for (i = 0; i < cfg->rule_count; i++) {
-        chaosi_puts(o, i ? ",{" : "{");
-        chaosi_put_text(o, cfg, "name", cfg->rules[i].name);
-        chaosi_put_match(o, cfg, &cfg->rules[i].match);
-        chaosi_put_fault(o, cfg, &cfg->rules[i].fault, &cfg->fault);
-        chaosi_puts(o, "}");
-    }
-    chaosi_puts(o, "]");
-}
-
-CHAOSI_FN void chaosi_put_expiry(chaosi_out *o, long long expires_ms) {
+CHAOSI_FN void chaosi_put_value(chaosi_out *o, const chaos_config *cfg, const chaosi_key *k, const void *at) {
+    long long v = strchr("bnwe", k->kind) ? chaosi_get(k, at) : 0;
     char when[80];
-    chaosi_put_key(o, "expiresAt");
-    chaosi_put_json(o, chaosi_str(expires_ms < 0 ? "never" : chaosi_rfc3339(when, expires_ms, false)));
+    int i;
+    chaosi_put_key(o, k->name);
+    switch (k->kind) {
+    case 'b': chaosi_puts(o, v ? "true" : "false"); return;
+    case 'w': chaosi_put_json(o, chaosi_word(k->words, v - k->lo)); return;
+    case 'e': chaosi_put_json(o, chaosi_str(v < 0 ? "never" : chaosi_rfc3339(when, v, false))); return;
+    case 's': chaosi_put_json(o, chaosi_text_of(cfg, *(const chaos_text *)at)); return;
+    case 'l': chaosi_put_list(o, cfg, *(const chaos_list *)at, k->lo == 'H'); return;
+    case 'd': chaosi_put_latency(o, cfg, (const chaos_fault *)at); return;
+    case 'm': chaosi_put_keys(o, cfg, CHAOSI_MATCH, at); return;
+    case 'n': chaosi_put_int(o, v); return;
+    default:
+        for (i = 0; i < cfg->rule_count; i++) {
+            chaosi_puts(o, i ? "," : "[");
+            chaosi_put_keys(o, cfg, CHAOSI_RULE, &cfg->rules[i]);
+        }
+        chaosi_puts(o, "]");
+    }
+}
+
+CHAOSI_FN void chaosi_put_keys(chaosi_out *o, const chaos_config *cfg, int where, const void *in) {
+    const chaosi_key *k;
+    int bit;
+    chaosi_puts(o, "{");
+    for (bit = 1; bit <= where; bit *= 2)
+        for (k = chaosi_keys; k < CHAOSI_KEYS_END; k++) {
+            const char *base = bit == CHAOSI_FAULT ? (const char *)cfg + k->at : NULL;
+            size_t at = where & CHAOSI_RULE ? k->in_rule : k->at;
+            if (!(k->where & where & bit) || chaosi_is_default(cfg, k, (const char *)in + at, base)) continue;
+            chaosi_put_value(o, cfg, k, (const char *)in + at);
+        }
+    chaosi_puts(o, "}");
 }
 
 size_t chaos_config_format(const chaos_config *cfg, char *buf, size_t cap) {
-    chaos_fault base = chaosi_fault_default();
     chaosi_out o = chaosi_into(buf, cap);
-    chaosi_puts(&o, cfg->enabled ? "{\"enabled\":true" : "{\"enabled\":false");
-    if (cfg->name.len) chaosi_put_text(&o, cfg, "name", cfg->name);
-    if (cfg->owner.len) chaosi_put_text(&o, cfg, "owner", cfg->owner);
-    if (cfg->note.len) chaosi_put_text(&o, cfg, "note", cfg->note);
-    chaosi_put_fault(&o, cfg, &cfg->fault, &base);
-    chaosi_put_match(&o, cfg, &cfg->match);
-    if (!cfg->default_exclude) chaosi_put_list(&o, cfg, "exclude", cfg->exclude);
-    if (cfg->canary != 100) chaosi_put_number(&o, "canary", cfg->canary);
-    if (cfg->instances.count) chaosi_put_list(&o, cfg, "instances", cfg->instances);
-    if (cfg->expires_ms) chaosi_put_expiry(&o, cfg->expires_ms);
-    if (cfg->max_faults) chaosi_put_number(&o, "maxFaults", cfg->max_faults);
-    if (cfg->max_concurrent) chaosi_put_number(&o, "maxConcurrent", cfg->max_concurrent);
-    if (cfg->has_seed) chaosi_put_number(&o, "seed", (long long)cfg->seed);
-    if (cfg->dry_run) chaosi_puts(&o, ",\"dryRun\":true");
-    if (cfg->rule_count) chaosi_put_rules(&o, cfg);
-    chaosi_puts(&o, "}");
+    chaosi_put_keys(&o, cfg, CHAOSI_TOP, cfg);
     return o.len;
 }
 
 /* ==== >>judge ================================================================================================= */
-/* Rolls. A roll is the upper 32 bits of mix(mix(seed ^ FNV-1a(rule name)) ^ key, purpose); it hits a rate of r percent
-   when roll * 10000 >> 32 < r * 100: never at 0, always at 100, and whoever is hit at r is hit at r + 1. */
-#define CHAOSI_PATH_MAX    1024 /* longer paths are never touched */
-#define CHAOSI_ROLL_ERROR  1
-#define CHAOSI_ROLL_DELAY  2
-#define CHAOSI_ROLL_AMOUNT 3
+/* The manual says how a roll is made: never a hit at 0 %, always one at 100, and whoever is hit at r is hit at r + 1. */
+#define CHAOSI_PATH_MAX 1024 /* longer paths are never touched */
+enum { CHAOSI_ROLL_ERROR = 1, CHAOSI_ROLL_DELAY, CHAOSI_ROLL_AMOUNT };
 
 CHAOSI_FN chaosi_u32 chaosi_roll(chaosi_u64 base, chaosi_u64 key, chaosi_u64 purpose) {
     return (chaosi_u32)(chaosi_mix((base ^ key) + purpose * 0xd1342543de82ef95ull) >> 32);
@@ -1784,28 +1440,23 @@ CHAOSI_FN chaosi_u64 chaosi_minus_ln(chaosi_u32 roll) {
                                               0,     2909,  5732,  8473,  11136, 13727, 16248, 18704, 21098, 23433, 25711,
                                               27936, 30109, 32234, 34312, 36346, 38336, 40286, 42196, 44068, 45904, 47705,
                                               49472, 51207, 52911, 54584, 56229, 57845, 59434, 60997, 62534, 64047, 65535};
-    chaosi_u64 u = (chaosi_u64)roll + 1;
-    chaosi_u64 fraction, i, low, log2_u;
+    chaosi_u64 u = (chaosi_u64)roll + 1, fraction, i;
     int top = 32;
     while (!(u >> top)) top--;
     fraction = (u << (32 - top)) & 0xffffffffull;
     i = fraction >> 27;
-    low = log2_table[i];
-    log2_u = ((chaosi_u64)top << 16) + low + ((log2_table[i + 1] - low) * (fraction & 0x7ffffff) >> 27);
-    return ((32ull << 16) - log2_u) * 45426 >> 16; /* 65536 * ln 2 */
+    u = ((chaosi_u64)top << 16) + log2_table[i] + ((chaosi_u64)(log2_table[i + 1] - log2_table[i]) * (fraction & 0x7ffffff) >> 27);
+    return ((32ull << 16) - u) * 45426 >> 16; /* 65536 * ln 2 */
 }
 
 /* A point on the line through (0,0), (50 %,p50), (95 %,p95), (99 %,p99), (100 %,max); roll is the 32-bit share. */
 CHAOSI_FN chaosi_u64 chaosi_quantile_us(const unsigned *ms, chaosi_u32 roll) {
     static const chaosi_u32 at[5] = {0, 0x80000000u, 0xf3333333u, 0xfd70a3d7u, 0xffffffffu};
-    chaosi_u64 low, high, share, width;
+    chaosi_u64 low;
     int i = 0;
     while (i < 3 && roll >= at[i + 1]) i++;
-    low = i ? (chaosi_u64)ms[i - 1] * 1000 : 0;
-    high = (chaosi_u64)ms[i] * 1000;
-    share = roll - at[i];
-    width = at[i + 1] - at[i];
-    return low + (high - low) * share / width;
+    low = i ? ms[i - 1] : 0;
+    return low * 1000 + (ms[i] - low) * 1000 * (roll - at[i]) / (at[i + 1] - at[i]);
 }
 
 CHAOSI_FN unsigned chaosi_delay_us(const chaos_fault *f, chaosi_u32 roll) {
@@ -1838,34 +1489,25 @@ CHAOSI_FN void chaosi_roll_faults(const chaos_fault *f, chaosi_u64 base, chaosi_
 
 /* Glob: `*` matches any run without `stop`, `**` any run; all else stands for itself. stop 0 = both match any run. */
 CHAOSI_FN bool chaosi_glob(chaosi_span pattern, chaosi_span text, char stop) {
-    size_t p = 0, t = 0;
-    size_t star = SIZE_MAX, star_t = 0, wide = SIZE_MAX, wide_t = 0; /* where to go on after a mismatch */
+    size_t p = 0, t = 0, back[2] = {SIZE_MAX, SIZE_MAX}, from[2] = {0, 0}; /* behind the last `*`, `**`: to go on after a mismatch */
     for (;;) {
+        int wide = 0;
         if (p < pattern.len && pattern.at[p] == '*') {
-            bool is_wide = !stop || (p + 1 < pattern.len && pattern.at[p + 1] == '*');
+            wide = !stop || (p + 1 < pattern.len && pattern.at[p + 1] == '*');
             while (p < pattern.len && pattern.at[p] == '*') p++;
-            if (is_wide) {
-                wide = p;
-                wide_t = t;
-                star = SIZE_MAX;
-            } else {
-                star = p;
-                star_t = t;
-            }
-        } else if (p == pattern.len && t == text.len) {
-            return true;
+            if (wide) back[0] = SIZE_MAX;
+            back[wide] = p;
+            from[wide] = t;
         } else if (p < pattern.len && t < text.len && pattern.at[p] == text.at[t]) {
             p++;
             t++;
-        } else if (star != SIZE_MAX && star_t < text.len && text.at[star_t] != stop) {
-            p = star;
-            t = ++star_t;
-        } else if (wide != SIZE_MAX && wide_t < text.len) {
-            p = wide;
-            t = ++wide_t;
-            star = SIZE_MAX;
         } else {
-            return false;
+            if (p == pattern.len && t == text.len) return true;
+            wide = back[0] == SIZE_MAX || from[0] >= text.len || text.at[from[0]] == stop;
+            if (wide) back[0] = SIZE_MAX;
+            if (back[wide] == SIZE_MAX || from[wide] >= text.len) return false;
+            p = back[wide];
+            t = ++from[wide];
         }
     }
 }
@@ -1896,12 +1538,11 @@ CHAOSI_FN chaosi_span chaosi_decode_path(chaosi_span raw, char *to) {
 /* False = the path is too long to look at. */
 CHAOSI_FN bool chaosi_ready(chaosi_subject *s, const chaos_request *req) {
     chaosi_span raw = chaosi_given(req ? req->path : NULL, req ? req->path_len : 0);
-    size_t n = 0;
-    bool encoded = false;
-    for (; n < raw.len && raw.at[n] != '?'; n++) encoded = encoded || raw.at[n] == '%';
-    if (n > CHAOSI_PATH_MAX) return false;
+    const char *query = (const char *)memchr(raw.at, '?', raw.len);
+    if (query) raw.len = (size_t)(query - raw.at);
+    if (raw.len > CHAOSI_PATH_MAX) return false;
     s->req = req;
-    s->path = encoded ? chaosi_decode_path(chaosi_of(raw.at, n), s->decoded) : chaosi_of(raw.at, n);
+    s->path = memchr(raw.at, '%', raw.len) ? chaosi_decode_path(raw, s->decoded) : raw;
     return true;
 }
 
@@ -1912,11 +1553,11 @@ CHAOSI_FN chaosi_span chaosi_header_of(const chaosi_subject *s, const char *name
     return chaosi_of(value, value ? len : 0);
 }
 
-CHAOSI_FN bool chaosi_any_path(const chaos_config *cfg, chaos_list globs, chaosi_span path) {
-    int i;
-    for (i = 0; i < globs.count; i++)
-        if (chaosi_glob(chaosi_item(cfg, globs, i), path, '/')) return true;
-    return false;
+/* Does any glob of the list match? */
+CHAOSI_FN bool chaosi_any(const chaos_config *cfg, chaos_list globs, chaosi_span text, char stop) {
+    int i = 0;
+    while (i < globs.count && !chaosi_glob(chaosi_item(cfg, globs, i), text, stop)) i++;
+    return i < globs.count;
 }
 
 CHAOSI_FN bool chaosi_matches(const chaos_config *cfg, const chaos_match *m, const chaosi_subject *s) {
@@ -1926,7 +1567,7 @@ CHAOSI_FN bool chaosi_matches(const chaos_config *cfg, const chaos_match *m, con
         for (i = 0; i < m->methods.count && !chaosi_same(chaosi_item(cfg, m->methods, i), method); i++) {}
         if (i == m->methods.count) return false;
     }
-    if (m->paths.count && !chaosi_any_path(cfg, m->paths, s->path)) return false;
+    if (m->paths.count && !chaosi_any(cfg, m->paths, s->path, '/')) return false;
     for (i = 0; i < m->headers.count; i += 2) {
         chaosi_span value = chaosi_header_of(s, cfg->text + cfg->items[m->headers.first + i].at);
         if (!value.at || !chaosi_glob(chaosi_item(cfg, m->headers, i + 1), value, 0)) return false;
@@ -1936,27 +1577,21 @@ CHAOSI_FN bool chaosi_matches(const chaos_config *cfg, const chaos_match *m, con
 
 /* The list that spares health checks when `exclude` is not given. "/healthz" is in "/health*". */
 CHAOSI_FN bool chaosi_default_excluded(const chaosi_subject *s) {
-    static const chaosi_span paths[] = {{"/health*", 8}, {"/livez", 6}, {"/readyz", 7}, {"/ping", 5}};
+    static const char *const paths[] = {"/health*", "/livez", "/readyz", "/ping"};
     static const char *const agents[] = {"ELB-HealthChecker/*", "kube-probe/*", "Amazon-Route53-Health-Check-Service*"};
     chaosi_span agent;
-    size_t i;
-    for (i = 0; s->path.len > 1 && i < sizeof paths / sizeof paths[0]; i++)
-        if (paths[i].at[1] == s->path.at[1] && chaosi_glob(paths[i], s->path, '/')) return true;
-    if (!s->req || !s->req->header) return false;
+    int i;
+    for (i = 0; s->path.len > 1 && i < 4; i++)
+        if (paths[i][1] == s->path.at[1] && chaosi_glob(chaosi_str(paths[i]), s->path, '/')) return true;
     agent = chaosi_header_of(s, "user-agent");
-    for (i = 0; agent.at && i < sizeof agents / sizeof agents[0]; i++)
+    for (i = 0; agent.at && i < 3; i++)
         if (chaosi_glob(chaosi_str(agents[i]), agent, 0)) return true;
     return false;
 }
 
-CHAOSI_FN bool chaosi_excluded(const chaos_config *cfg, const chaosi_subject *s) {
-    return cfg->default_exclude ? chaosi_default_excluded(s) : chaosi_any_path(cfg, cfg->exclude, s->path);
-}
-
 /* Takes the fault out of a verdict; what was rolled stays. */
 CHAOSI_FN void chaosi_spare(chaos_verdict *v) {
-    v->kind = CHAOS_PASS;
-    v->after = 0;
+    v->kind = v->after = 0;
     v->status = 0;
     v->delay_us = v->bandwidth = v->ticket = 0;
 }
@@ -1977,7 +1612,7 @@ CHAOSI_FN bool chaosi_judge(const chaos_config *cfg, const chaos_request *req, c
         v->rule = (chaosi_u16)(rule + 1);
     }
     chaosi_roll_faults(fault, chaosi_mix(cfg->seed ^ rule_hash), key, v);
-    if (!v->kind || !chaosi_excluded(cfg, &s)) return false;
+    if (!v->kind || !(cfg->default_exclude ? chaosi_default_excluded(&s) : chaosi_any(cfg, cfg->exclude, s.path, '/'))) return false;
     chaosi_spare(v);
     return true;
 }
@@ -1986,25 +1621,20 @@ CHAOSI_FN bool chaosi_judge(const chaos_config *cfg, const chaos_request *req, c
 CHAOSI_FN unsigned chaosi_canary_slot(chaosi_span instance) { return (unsigned)((chaosi_mix(chaosi_hash(instance)) >> 32) * 100 >> 32); }
 
 CHAOSI_FN bool chaosi_takes_part(const chaos_config *cfg, chaosi_span instance) {
-    int i;
-    if (chaosi_canary_slot(instance) >= cfg->canary) return false;
-    for (i = 0; i < cfg->instances.count; i++)
-        if (chaosi_glob(chaosi_item(cfg, cfg->instances, i), instance, 0)) return true;
-    return cfg->instances.count == 0;
+    return chaosi_canary_slot(instance) < cfg->canary && (!cfg->instances.count || chaosi_any(cfg, cfg->instances, instance, 0));
 }
 
 #ifndef CHAOS_COMPILE_OUT
 /* ==== >>source ================================================================================================ */
 /* Where the bytes come from. A source fills a buffer and says: here, not found, or unreachable. */
-typedef enum chaosi_scheme { CHAOSI_NONE, CHAOSI_INLINE, CHAOSI_ENV, CHAOSI_FILE, CHAOSI_CALLBACK } chaosi_scheme;
+typedef enum chaosi_scheme { CHAOSI_NONE, CHAOSI_INLINE, CHAOSI_ENV, CHAOSI_FILE, CHAOSI_CALLBACK, CHAOSI_NOT_YET } chaosi_scheme;
 
 typedef struct chaosi_source {
     chaosi_scheme scheme;
-    bool fetched;   /* read again at every TTL, and leased: file, callback */
-    char name[256]; /* as shown: "file:chaos.json", "inline", ... */
-    char path[4096];
-    chaos_result (*fetch)(void *user, char *buf, size_t cap, chaos_fetched *out, chaos_error *err);
-    void *user;
+    bool fetched;     /* read again at every TTL, and leased: file, callback */
+    char name[256];   /* as shown: "file:chaos.json", "inline", ... */
+    char path[4096];  /* or the variable's name */
+    const char *text; /* inline: the caller's, read in chaos_open only */
 } chaosi_source;
 
 CHAOSI_FN const char *chaosi_env(const char *name) {
@@ -2020,87 +1650,66 @@ CHAOSI_FN bool chaosi_same_file(const struct stat *a, const struct stat *b) {
     return a->st_size == b->st_size && a->st_mtime == b->st_mtime && a->st_ino == b->st_ino;
 }
 
-/* One read; CHAOS_ERR_SYSTEM with no error filled in = it changed meanwhile. */
-CHAOSI_FN chaos_result chaosi_read_once(const char *path, char *buf, size_t cap, size_t *len, chaos_error *err) {
-    struct stat before, after;
-    FILE *f;
-    if (stat(path, &before) != 0) {
-        if (errno == ENOENT || errno == ENOTDIR) return chaosi_fail(err, CHAOS_ERR_NOT_FOUND, "no file %s", path);
-        return chaosi_fail(err, CHAOS_ERR_UNREACHABLE, "stat %s: %s", path, strerror(errno));
-    }
-    if ((before.st_mode & S_IFMT) != S_IFREG) return chaosi_fail(err, CHAOS_ERR_UNREACHABLE, "%s is not a regular file", path);
-    f = fopen(path, "rb");
-    if (!f) return chaosi_fail(err, CHAOS_ERR_UNREACHABLE, "open %s: %s", path, strerror(errno));
-    *len = fread(buf, 1, cap, f);
-    if (ferror(f)) {
-        fclose(f);
-        return chaosi_fail(err, CHAOS_ERR_UNREACHABLE, "read %s: %s", path, strerror(errno));
-    }
-    fclose(f);
-    if (stat(path, &after) != 0 || !chaosi_same_file(&before, &after)) return CHAOS_ERR_SYSTEM;
-    return CHAOS_OK;
-}
-
+/* A file that changes meanwhile is read again, up to five times. */
 CHAOSI_FN chaos_result chaosi_read_file(const char *path, char *buf, size_t cap, size_t *len, chaos_error *err) {
     int tries;
     for (tries = 0; tries < 5; tries++) {
-        chaos_result r = chaosi_read_once(path, buf, cap, len, err);
-        if (r != CHAOS_ERR_SYSTEM) return r;
+        const char *failed = NULL;
+        struct stat before, after;
+        FILE *f = NULL;
+        if (stat(path, &before) != 0) failed = "stat";
+        else if ((before.st_mode & S_IFMT) != S_IFREG) return chaosi_fail(err, CHAOS_ERR_UNREACHABLE, "%s is not a regular file", path);
+        else if (!(f = fopen(path, "rb"))) failed = "open";
+        else if (*len = fread(buf, 1, cap, f), ferror(f)) failed = "read";
+        if (failed && (errno == ENOENT || errno == ENOTDIR)) chaosi_fail(err, CHAOS_ERR_NOT_FOUND, "no file %s", path);
+        else if (failed) chaosi_fail(err, CHAOS_ERR_UNREACHABLE, "%s %s: %s", failed, path, strerror(errno));
+        if (f) fclose(f);
+        if (failed) return err->code;
+        if (stat(path, &after) == 0 && chaosi_same_file(&before, &after)) return CHAOS_OK;
     }
     return chaosi_fail(err, CHAOS_ERR_UNREACHABLE, "%s changes while it is read", path);
 }
 
-CHAOSI_FN chaos_result chaosi_put_bytes(const char *text, char *buf, size_t cap, size_t *len) {
-    *len = strlen(text) < cap ? strlen(text) : cap;
-    memcpy(buf, text, *len);
+/* cap is one more than a config may have, so that "too large" is seen by the parser. */
+CHAOSI_FN chaos_result chaosi_fetch(const chaosi_source *s, const chaos_desc *d, char *buf, size_t cap, chaos_fetched *out,
+                                    chaos_error *err) {
+    const char *text = s->scheme == CHAOSI_ENV ? chaosi_env(s->path) : s->text;
+    memset(out, 0, sizeof *out);
+    chaosi_no_error(err);
+    if (s->scheme == CHAOSI_CALLBACK) return d->fetch(d->fetch_user, buf, cap, out, err);
+    if (s->scheme == CHAOSI_FILE) return chaosi_read_file(s->path, buf, cap, &out->len, err);
+    if (!text) return chaosi_fail(err, CHAOS_ERR_NOT_FOUND, "%s is not in the environment", s->path);
+    out->len = strlen(text) < cap ? strlen(text) : cap;
+    memcpy(buf, text, out->len);
     return CHAOS_OK;
 }
 
-/* cap is one more than a config may have, so that "too large" is seen by the parser. */
-CHAOSI_FN chaos_result chaosi_fetch(const chaosi_source *s, char *buf, size_t cap, chaos_fetched *out, chaos_error *err) {
-    memset(out, 0, sizeof *out);
-    chaosi_no_error(err);
-    switch (s->scheme) {
-    case CHAOSI_FILE: return chaosi_read_file(s->path, buf, cap, &out->len, err);
-    case CHAOSI_CALLBACK: return s->fetch(s->user, buf, cap, out, err);
-    case CHAOSI_ENV:
-        if (!chaosi_env(s->path)) return chaosi_fail(err, CHAOS_ERR_NOT_FOUND, "%s is not in the environment", s->path);
-        return chaosi_put_bytes(chaosi_env(s->path), buf, cap, &out->len);
-    default: return chaosi_fail(err, CHAOS_ERR_NOT_FOUND, "no config source");
-    }
-}
-
-/* Reads the source's form; an inline text stays with the caller. */
+/* Reads the source's form; text NULL = none. */
 CHAOSI_FN chaos_result chaosi_source_of(chaosi_source *s, const chaos_desc *desc, const char *text, chaos_error *err) {
-    const char *rest = text;
+    static const struct {
+        const char *start;
+        chaosi_scheme scheme;
+    } forms[] = {{"{", CHAOSI_INLINE},   {"[", CHAOSI_INLINE},     {"env:", CHAOSI_ENV},
+                 {"file:", CHAOSI_FILE}, {"ssm:", CHAOSI_NOT_YET}, {"appconfig:", CHAOSI_NOT_YET}};
+    size_t i;
     memset(s, 0, sizeof *s);
-    chaosi_copy(s->name, sizeof s->name, text ? text : "none");
-    if (desc->fetch) {
-        s->scheme = CHAOSI_CALLBACK;
-        s->fetch = desc->fetch;
-        s->user = desc->fetch_user;
-        s->fetched = true;
-        chaosi_copy(s->name, sizeof s->name, "callback");
-        return CHAOS_OK;
-    }
-    if (!text) return CHAOS_OK;
-    while (*rest == ' ' || *rest == '\t' || *rest == '\r' || *rest == '\n') rest++;
-    if (*rest == '{' || *rest == '[') {
-        s->scheme = CHAOSI_INLINE;
-        chaosi_copy(s->name, sizeof s->name, "inline");
-        return CHAOS_OK;
-    }
-    if (strncmp(rest, "ssm:", 4) == 0 || strncmp(rest, "appconfig:", 10) == 0)
-        return chaosi_fail(err, CHAOS_ERR_UNSUPPORTED, "config source \"%.80s\": ssm: and appconfig: are not in this version", rest);
-    s->scheme = strncmp(rest, "file:", 5) == 0 ? CHAOSI_FILE : strncmp(rest, "env:", 4) == 0 ? CHAOSI_ENV : CHAOSI_NONE;
-    if (s->scheme == CHAOSI_NONE)
-        return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "config source \"%.60s\" is none of file:PATH, env:NAME or JSON text", rest);
-    s->fetched = s->scheme == CHAOSI_FILE;
-    rest = strchr(rest, ':') + 1;
-    if (!*rest) return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "config source \"%.60s\" names nothing", text);
-    if (strlen(rest) >= sizeof s->path)
+    s->scheme = desc->fetch ? CHAOSI_CALLBACK : CHAOSI_NONE;
+    if (text) text += strspn(text, " \t\r\n");
+    s->text = text;
+    for (i = 0; text && !s->scheme && i < sizeof forms / sizeof forms[0]; i++)
+        if (strncmp(text, forms[i].start, strlen(forms[i].start)) == 0) s->scheme = forms[i].scheme;
+    if (text && !s->scheme)
+        return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "config source \"%.60s\" is none of file:PATH, env:NAME or JSON text", text);
+    if (s->scheme == CHAOSI_NOT_YET)
+        return chaosi_fail(err, CHAOS_ERR_UNSUPPORTED, "config source \"%.80s\": ssm: and appconfig: are not in this version", text);
+    s->fetched = s->scheme == CHAOSI_FILE || s->scheme == CHAOSI_CALLBACK;
+    chaosi_copy(s->name, sizeof s->name, desc->fetch ? "callback" : !text ? "none" : s->scheme == CHAOSI_INLINE ? "inline" : text);
+    if (s->scheme != CHAOSI_FILE && s->scheme != CHAOSI_ENV) return CHAOS_OK;
+    text = strchr(text, ':') + 1;
+    if (!*text) return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "config source \"%s\" names nothing", s->name);
+    if (strlen(text) >= sizeof s->path)
         return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "config source: the path is over %u bytes", (unsigned)sizeof s->path - 1);
-    chaosi_copy(s->path, sizeof s->path, rest);
+    chaosi_copy(s->path, sizeof s->path, text);
     return CHAOS_OK;
 }
 
@@ -2111,7 +1720,7 @@ CHAOSI_FN chaos_result chaosi_source_of(chaosi_source *s, const chaos_desc *desc
    of rates and delays. Anything with lists or rules lives in one of CHAOSI_SLOTS slots; a reader counts itself in before it
    looks, a writer reuses a slot only when it is not current and nobody is inside. Nothing is freed before chaos_close.
 
-   Writers: `fetch_lock` (one fetch at a time, may be held long) then `lock` (short; state, reason, times). */
+   Writers: `fetch_lock` (one fetch at a time, may be held long) then `lock` (short; state and times). */
 #define CHAOSI_SLOTS          4
 #define CHAOSI_LEASE_MS       3600000ull
 #define CHAOSI_BACKOFF_MAX_MS 30000ull
@@ -2119,7 +1728,7 @@ CHAOSI_FN chaos_result chaosi_source_of(chaosi_source *s, const chaos_desc *desc
 #define CHAOSI_BEAT_MS        60000ull /* while on: the heartbeat */
 
 typedef struct chaosi_hot {
-    chaosi_u64 until_mono, until_wall; /* ns: the end or the age limit, whichever comes first */
+    chaosi_u64 until_mono, until_wall; /* ns: the end or the age limit, whichever comes first; set when published */
     chaosi_u64 base;                   /* of the top-level rolls */
     chaos_fault fault;
     chaosi_u32 version, serial; /* serial: counts configs, for the budgets */
@@ -2134,19 +1743,12 @@ typedef char chaosi_hot_is_whole_words[sizeof(chaosi_hot) % sizeof(chaosi_u64) =
 
 typedef struct chaosi_slot {
     chaosi_u32 readers;
-    chaosi_u32 version, serial;
+    chaosi_hot hot;
     chaos_config cfg;
 } chaosi_slot;
 
 typedef enum chaosi_loaded { CHAOSI_LOADED_NOTHING, CHAOSI_LOADED_GOOD, CHAOSI_LOADED_NOT_FOUND, CHAOSI_LOADED_INVALID } chaosi_loaded;
-typedef enum chaosi_news {
-    CHAOSI_NEWS_OPEN,
-    CHAOSI_NEWS_STATE,
-    CHAOSI_NEWS_CONFIG,
-    CHAOSI_NEWS_FETCH_FAILED,
-    CHAOSI_NEWS_BEAT,
-    CHAOSI_NEWS_TICK
-} chaosi_news;
+typedef enum chaosi_news { CHAOSI_OPENED, CHAOSI_NEW_STATE, CHAOSI_NEW_CONFIG, CHAOSI_FETCH_FAILED, CHAOSI_BEAT, CHAOSI_TICK } chaosi_news;
 
 /* Counters, the words of chaos_report from `requests` on. Each thread adds to one of a few stripes, so that two threads do
    not fight over a cache line; a reader sums the stripes. */
@@ -2163,10 +1765,12 @@ typedef struct chaosi_stripe {
 #define CHAOSI_WAKE(c) (&(c)->pipes[0])
 #define CHAOSI_STOP(c) (&(c)->pipes[2])
 #define CHAOSI_POKE(c) (&(c)->pipes[4])
+#define CHAOSI_BELL(c) (&(c)->pipes[6])
+#define CHAOSI_PIPES   8
 
 struct chaos {
-    chaosi_u32 armed; /* 1 = on or dry run: all that the off path looks at */
-    chaosi_u32 killed;
+    chaosi_u32 armed;    /* 1 = on or dry run: all that the off path looks at */
+    chaosi_u32 killed;   /* 1 = chaos_off, 2 = CHAOS_DISABLE */
     chaosi_u32 sequence; /* odd while hot is written */
     chaosi_u32 modes;    /* bit k: this mode of use can do chaos_kind k */
     chaosi_u64 hot[CHAOSI_HOT_WORDS];
@@ -2174,8 +1778,7 @@ struct chaos {
     char gap[64]; /* what every request reads stands apart from what it writes */
     chaosi_stripe stripes[CHAOSI_STRIPES];
     chaosi_u64 stripe_order, log_faults, log_summed, log_second;
-    chaosi_u32 log_in_second;
-    chaosi_u32 waiting, connections_now, unsupported_told;
+    chaosi_u32 log_in_second, waiting, connections_now, unsupported_told, closing;
     chaosi_u64 budget;   /* serial << 32 | faults done, for maxFaults */
     chaosi_u32 *tickets; /* CHAOS_MAX_CONCURRENT places; odd = taken */
 
@@ -2185,29 +1788,21 @@ struct chaos {
     char instance[128], service[128];
     chaosi_u64 seed;
     chaosi_loaded loaded;
-    chaos_state state;                     /* as last told */
-    char reason[200];                      /* of the state; for `invalid` and `off` the source's words */
-    char problem[200];                     /* what the last fetch or parse said */
-    chaosi_u32 current;                    /* slot */
-    chaosi_u64 version, content, modified; /* of the current bytes */
-    chaosi_u64 changes, fetches, fetch_errors, config_errors;
+    chaos_report told;            /* the state as last told, the problem, the version, the counts of fetches and configs */
+    chaosi_u32 current;           /* slot */
+    chaosi_u64 content, modified; /* of the current bytes */
     chaosi_u64 end_mono, end_wall, fresh_mono, fresh_wall, until, next_fetch, next_beat; /* ns; CHAOSI_NEVER = none */
-    bool end_is_lease;
+    bool end_is_lease, has_refresher;
     unsigned failing; /* fetches failed in a row */
     void (*tell)(chaos *c, chaosi_news what);
     chaosi_slot *slots;
     char *bytes; /* CHAOS_CONFIG_INPUT_MAX + 1 */
     int log_fd;
-    bool log_fd_own;
-#ifdef CHAOSI_POSIX
-    int pipes[6]; /* three pairs: not on; chaos_proxy_stop; for the refresher */
-    pid_t pid;    /* a fork's child must not touch the pipes it shares */
-#endif
+    int pipes[CHAOSI_PIPES]; /* pairs: not on; chaos_proxy_stop; for the refresher; for the proxy's run; -1 = none */
+    long pid;                /* a fork's child must not touch the pipes it shares */
 #ifdef CHAOSI_THREADS
     pthread_mutex_t fetch_lock, lock;
     pthread_t refresher;
-    bool has_refresher;
-    chaosi_u32 closing;
 #endif
 };
 
@@ -2228,6 +1823,9 @@ CHAOSI_FN chaosi_u64 chaosi_now(const chaos *c, bool wall) {
 CHAOSI_FN chaosi_u64 chaosi_now_coarse(const chaos *c, bool wall) {
     return CHAOSI_UNLIKELY(c->desc.clock != NULL) ? c->desc.clock(c->desc.clock_user, wall) : chaosi_clock_coarse(wall);
 }
+
+/* How late the coarse clock may be: chaos ends that much early rather than late. */
+CHAOSI_FN chaosi_u64 chaosi_coarse(const chaos *c) { return c->desc.clock ? 0 : 10 * CHAOSI_MS; }
 
 /* The stripe of this thread. */
 CHAOSI_HOT chaosi_stripe *chaosi_stripe_of(chaos *c) {
@@ -2254,16 +1852,10 @@ CHAOSI_HOT chaosi_u64 chaosi_next_number(chaos *c) {
     return ((order - 1) << 48) + CHAOSI_ADD(&s->words[CHAOSI_WORD(requests)], 1u);
 }
 
-CHAOSI_FN chaosi_u64 chaosi_sum(const chaos *c, size_t word) {
-    chaosi_u64 sum = 0;
-    int i;
-    for (i = 0; i < CHAOSI_STRIPES; i++) sum += CHAOSI_LOAD(&c->stripes[i].words[word]);
-    return sum;
-}
-
-/* a + b without wrapping past CHAOSI_NEVER. */
+/* Sums of times stop at CHAOSI_NEVER, differences at 0. */
 CHAOSI_FN chaosi_u64 chaosi_later(chaosi_u64 a, chaosi_u64 b) { return a > CHAOSI_NEVER - b ? CHAOSI_NEVER : a + b; }
 CHAOSI_FN chaosi_u64 chaosi_min(chaosi_u64 a, chaosi_u64 b) { return a < b ? a : b; }
+CHAOSI_FN chaosi_u64 chaosi_less(chaosi_u64 a, chaosi_u64 b) { return a > b ? a - b : 0; }
 
 CHAOSI_HOT void chaosi_read_hot(chaos *c, chaosi_hot *out) {
     chaosi_u32 before, after;
@@ -2279,37 +1871,183 @@ CHAOSI_HOT void chaosi_read_hot(chaos *c, chaosi_hot *out) {
     } while (CHAOSI_UNLIKELY(before != after || (before & 1u)));
 }
 
-/* Under lock. The word stores are releases, so that no reader sees one of them without the odd sequence. */
-CHAOSI_FN void chaosi_write_hot(chaos *c, const chaosi_hot *hot) {
-    chaosi_u64 words[CHAOSI_HOT_WORDS];
+/* Counts the caller into the slot that is current; it must leave. */
+CHAOSI_FN chaosi_slot *chaosi_enter(chaos *c) {
+    for (;;) {
+        chaosi_u32 current = CHAOSI_SEQ(&c->current);
+        CHAOSI_ENTER(&c->slots[current].readers, 1u);
+        if (CHAOSI_SEQ(&c->current) == current) return &c->slots[current];
+        CHAOSI_ENTER(&c->slots[current].readers, ~0u);
+    }
+}
+
+CHAOSI_FN void chaosi_leave(chaosi_slot *slot) { CHAOSI_ENTER(&slot->readers, ~0u); }
+
+/* -- the pipes, and waiting on them -- */
+#ifdef CHAOSI_POSIX
+CHAOSI_FN void chaosi_nap(chaosi_u64 ns) {
+    struct timespec t;
+    t.tv_sec = (time_t)(ns / 1000000000u);
+    t.tv_nsec = (long)(ns % 1000000000u);
+    if (ns) nanosleep(&t, NULL);
+}
+
+/* False in a fork's child. */
+CHAOSI_FN bool chaosi_own(const chaos *c) { return (long)getpid() == c->pid; }
+
+/* One byte; a full pipe is readable already. Async-signal-safe, keeps errno. */
+CHAOSI_FN void chaosi_ring(chaos *c, int fd) {
+    int saved = errno;
+    ssize_t n = chaosi_own(c) ? write(fd, "", 1) : 0;
+    (void)n;
+    errno = saved;
+}
+
+CHAOSI_FN void chaosi_drain(chaos *c, int fd) {
+    char bytes[64];
+    while (chaosi_own(c) && read(fd, bytes, sizeof bytes) > 0) {}
+}
+
+/* As poll does, for one or two descriptors (-1 = none) to read. */
+CHAOSI_FN int chaosi_ready_within(int fd, int fd2, int ms) {
+    struct pollfd p[2] = {{fd, POLLIN, 0}, {fd2, POLLIN, 0}};
+    return poll(p, 2, ms);
+}
+
+CHAOSI_FN bool chaosi_readable(int fd) { return chaosi_ready_within(fd, -1, 0) > 0; }
+
+/* Sleeps until the deadline (monotonic ns) or until fd or fd2 (-1 = none) is readable: whole milliseconds in poll, the
+   rest in nanosleep, because ppoll is not in POSIX.1-2008. */
+CHAOSI_FN void chaosi_sleep_until(chaosi_u64 deadline, int fd, int fd2) {
+    chaosi_u64 left = chaosi_less(deadline, chaosi_clock(false)), ms = left / CHAOSI_MS;
+    if (!left || chaosi_ready_within(fd, fd2, (int)chaosi_min(ms, 60000)) != 0 || ms >= 60000) return;
+    chaosi_nap(chaosi_min(chaosi_less(deadline, chaosi_clock(false)), CHAOSI_MS));
+}
+
+CHAOSI_FN bool chaosi_open_pipes(chaos *c) {
+    int i;
+    c->pid = (long)getpid();
+    for (i = 0; i < CHAOSI_PIPES; i++) {
+        if (i % 2 == 0 && pipe(&c->pipes[i]) != 0) return false;
+        fcntl(c->pipes[i], F_SETFD, FD_CLOEXEC);
+        fcntl(c->pipes[i], F_SETFL, O_NONBLOCK);
+    }
+    return true;
+}
+
+CHAOSI_FN void chaosi_close_pipes(chaos *c) {
+    int i;
+    for (i = 0; i < CHAOSI_PIPES; i++)
+        if (c->pipes[i] >= 0) close(c->pipes[i]);
+    if (c->log_fd != 2) close(c->log_fd);
+}
+#else
+CHAOSI_FN void chaosi_nap(chaosi_u64 ns) { Sleep((DWORD)(ns / CHAOSI_MS)); }
+CHAOSI_FN bool chaosi_own(const chaos *c) { return c != NULL; }
+CHAOSI_FN void chaosi_ring(chaos *c, int fd) { (void)c, (void)fd; }
+CHAOSI_FN void chaosi_drain(chaos *c, int fd) { (void)c, (void)fd; }
+CHAOSI_FN bool chaosi_readable(int fd) { return (void)fd, false; }
+CHAOSI_FN bool chaosi_open_pipes(chaos *c) { return c != NULL; }
+CHAOSI_FN void chaosi_close_pipes(chaos *c) { (void)c; }
+CHAOSI_FN void chaosi_sleep_until(chaosi_u64 deadline, int fd, int fd2) {
+    (void)fd, (void)fd2;
+    chaosi_nap(chaosi_min(chaosi_less(deadline, chaosi_clock(false)), 20 * CHAOSI_MS));
+}
+#endif
+
+/* Not on: `armed`, then the pipe. Async-signal-safe. */
+CHAOSI_FN void chaosi_disarm(chaos *c) {
+    CHAOSI_ORDERED(&c->armed, 0u);
+    chaosi_ring(c, CHAOSI_WAKE(c)[1]);
+}
+
+/* The pipe and `armed` follow the state. Under lock. A chaos_off in between is seen by the second look. */
+CHAOSI_FN void chaosi_arm(chaos *c, bool on) {
+    if (on) chaosi_drain(c, CHAOSI_WAKE(c)[0]);
+    if (on) CHAOSI_ORDERED(&c->armed, 1u);
+    if (!on || CHAOSI_SEQ(&c->killed)) chaosi_disarm(c);
+}
+
+/* -- state -- */
+CHAOSI_FN chaosi_u64 chaosi_ttl_ms(const chaos *c, bool on) { return c->desc.ttl_ms ? (chaosi_u64)c->desc.ttl_ms : on ? 10000u : 30000u; }
+
+/* How long after a good fetch the config may still be used: its TTL while on, and max_stale beyond. */
+CHAOSI_FN chaosi_u64 chaosi_age_limit(const chaos *c) {
+    chaosi_u64 stale = c->desc.max_stale_ms > 0 ? (chaosi_u64)c->desc.max_stale_ms : c->desc.max_stale_ms ? 0u : 60000u;
+    return c->source.fetched ? (chaosi_ttl_ms(c, true) + stale) * CHAOSI_MS : CHAOSI_NEVER;
+}
+
+/* The state at this moment, with its reason: the first row that is so. Under lock; `killed` may come at any time. */
+CHAOSI_FN chaos_state chaosi_state_now(chaos *c, char *reason, size_t cap) {
+    const chaos_config *cfg = &c->slots[c->current].cfg;
+    chaosi_u64 mono = chaosi_now(c, false), wall = chaosi_now(c, true), limit = chaosi_age_limit(c);
+    chaosi_u32 killed = CHAOSI_SEQ(&c->killed);
+    const struct {
+        bool so;
+        chaos_state state;
+        const char *why;
+    } rows[] = {
+        {killed == 2, CHAOS_STATE_KILLED, "CHAOS_DISABLE=1 in the environment"},
+        {killed != 0, CHAOS_STATE_KILLED, "chaos_off was called"},
+        {!c->source.scheme, CHAOS_STATE_OFF, "no config source"},
+        {c->loaded == CHAOSI_LOADED_NOTHING, CHAOS_STATE_OFF, c->told.problem[0] ? c->told.problem : "no config yet"},
+        {c->loaded == CHAOSI_LOADED_NOT_FOUND, CHAOS_STATE_OFF, c->told.problem},
+        {c->loaded == CHAOSI_LOADED_INVALID, CHAOS_STATE_INVALID, c->told.problem},
+        {!cfg->enabled, CHAOS_STATE_OFF, "\"enabled\" is false"},
+        {mono >= c->end_mono || wall >= c->end_wall, CHAOS_STATE_EXPIRED,
+         c->end_is_lease ? "the lease of 60 minutes is over" : "\"expiresAt\" has passed"},
+        {mono >= chaosi_later(c->fresh_mono, limit) || wall >= chaosi_later(c->fresh_wall, limit), CHAOS_STATE_STALE,
+         "no successful fetch for too long"},
+        {!chaosi_takes_part(cfg, chaosi_str(c->instance)), CHAOS_STATE_NOT_CANARY, "this instance does not take part (canary, instances)"},
+        {cfg->dry_run, CHAOS_STATE_DRY_RUN, "\"dryRun\" is true"},
+        {true, CHAOS_STATE_ON, "\"enabled\" is true"},
+    };
+    int i = 0;
+    while (!rows[i].so) i++;
+    chaosi_copy(reason, cap, rows[i].why);
+    return rows[i].state;
+}
+
+CHAOSI_FN bool chaosi_is_active(chaos_state s) { return s == CHAOS_STATE_ON || s == CHAOS_STATE_DRY_RUN; }
+
+/* Brings state, armed and pipe up to now. True = the state changed. Under lock. */
+CHAOSI_FN bool chaosi_settle(chaos *c) {
+    chaos_state state = chaosi_state_now(c, c->told.reason, sizeof c->told.reason);
+    bool changed = state != c->told.state;
+    if (chaosi_is_active(state) != (CHAOSI_LOAD(&c->armed) != 0) || changed) chaosi_arm(c, chaosi_is_active(state));
+    if (changed) c->next_beat = chaosi_now(c, false) + CHAOSI_BEAT_MS * CHAOSI_MS;
+    c->told.state = state;
+    return changed;
+}
+
+/* -- taking in what was fetched; all under fetch_lock and lock -- */
+/* Writes the hot block from the current config and times. The word stores are releases, so that no reader sees one of them
+   without the odd sequence. */
+CHAOSI_FN void chaosi_publish(chaos *c) {
+    chaosi_hot hot = c->slots[c->current].hot;
+    chaosi_u64 words[CHAOSI_HOT_WORDS], limit = chaosi_age_limit(c), coarse = chaosi_coarse(c);
     size_t i;
-    memcpy(words, hot, sizeof *hot);
+    c->until = chaosi_min(c->end_mono, chaosi_later(c->fresh_mono, limit));
+    hot.until_mono = chaosi_less(c->until, coarse);
+    hot.until_wall = chaosi_less(chaosi_min(c->end_wall, chaosi_later(c->fresh_wall, limit)), coarse);
+    memcpy(words, &hot, sizeof hot);
     CHAOSI_ORDERED(&c->sequence, c->sequence + 1u);
     for (i = 0; i < CHAOSI_HOT_WORDS; i++) CHAOSI_RELEASE(&c->hot[i], words[i]);
     CHAOSI_RELEASE(&c->sequence, c->sequence + 1u);
 }
 
-/* Counts the caller into the slot that is current; it must leave. */
-CHAOSI_FN const chaos_config *chaosi_enter(chaos *c, chaosi_u32 *slot) {
-    for (;;) {
-        *slot = CHAOSI_SEQ(&c->current);
-        CHAOSI_ENTER(&c->slots[*slot].readers, 1u);
-        if (CHAOSI_SEQ(&c->current) == *slot) return &c->slots[*slot].cfg;
-        CHAOSI_ENTER(&c->slots[*slot].readers, ~0u);
-    }
+CHAOSI_FN void chaosi_take_problem(chaos *c, const chaos_error *err) {
+    char *to = c->told.problem;
+    int n = err->line ? snprintf(to, 64, "line %u, column %u: ", err->line, err->column) : 0;
+    chaosi_copy(to + n, sizeof c->told.problem - (size_t)n, err->text[0] ? err->text : chaos_result_text(err->code));
 }
 
-CHAOSI_FN void chaosi_leave(chaos *c, chaosi_u32 slot) { CHAOSI_ENTER(&c->slots[slot].readers, ~0u); }
-
-CHAOSI_FN void chaosi_nap(chaosi_u64 ns) {
-#ifdef _WIN32
-    Sleep((DWORD)(ns / CHAOSI_MS));
-#else
-    struct timespec t;
-    t.tv_sec = (time_t)(ns / 1000000000u);
-    t.tv_nsec = (long)(ns % 1000000000u);
-    nanosleep(&t, NULL);
-#endif
+CHAOSI_FN void chaosi_set_end(chaos *c, const chaos_config *cfg, const chaos_fetched *got) {
+    chaosi_u64 now = c->fresh_wall, from = got->modified_ms > 0 ? chaosi_min((chaosi_u64)got->modified_ms * CHAOSI_MS, now) : now;
+    c->end_is_lease = cfg->expires_ms == 0 && c->source.fetched;
+    if (cfg->expires_ms > 0) c->end_wall = (chaosi_u64)cfg->expires_ms * CHAOSI_MS;
+    else c->end_wall = c->end_is_lease ? from + CHAOSI_LEASE_MS * CHAOSI_MS : CHAOSI_NEVER;
+    c->end_mono = c->end_wall == CHAOSI_NEVER ? CHAOSI_NEVER : chaosi_later(c->fresh_mono, chaosi_less(c->end_wall, now));
 }
 
 /* A slot that is not current and that nobody reads. Readers stay for microseconds, so this ends. */
@@ -2320,272 +2058,97 @@ CHAOSI_FN chaosi_u32 chaosi_free_slot(chaos *c) {
             if (i != c->current && CHAOSI_SEQ(&c->slots[i].readers) == 0) return i;
 }
 
-/* -- the pipes -- */
-#ifdef CHAOSI_POSIX
-/* One byte; a full pipe is readable already. Async-signal-safe, keeps errno. */
-CHAOSI_FN void chaosi_ring(chaos *c, int fd) {
-    int saved = errno;
-    ssize_t n = 0;
-    if (getpid() == c->pid) n = write(fd, "", 1);
-    (void)n;
-    errno = saved;
-}
-
-CHAOSI_FN void chaosi_drain(chaos *c, int fd) {
-    char bytes[64];
-    if (getpid() != c->pid) return;
-    while (read(fd, bytes, sizeof bytes) > 0) {}
-}
-
-CHAOSI_FN bool chaosi_readable(int fd) {
-    struct pollfd p;
-    p.fd = fd;
-    p.events = POLLIN;
-    p.revents = 0;
-    return poll(&p, 1, 0) > 0;
-}
-
-CHAOSI_FN bool chaosi_pipe(int *fds) {
-    int i;
-    if (pipe(fds) != 0) return false;
-    for (i = 0; i < 2; i++) {
-        fcntl(fds[i], F_SETFD, FD_CLOEXEC);
-        fcntl(fds[i], F_SETFL, O_NONBLOCK);
-    }
-    return true;
-}
-
-/* Sleeps until the deadline (monotonic ns) or until fd or fd2 (-1 = none) is readable: whole milliseconds in poll, the
-   rest in nanosleep, because ppoll is not in POSIX.1-2008. */
-CHAOSI_FN void chaosi_sleep_until(chaosi_u64 deadline, int fd, int fd2) {
-    struct pollfd p[2];
-    chaosi_u64 now = chaosi_clock(false), ms;
-    if (now >= deadline) return;
-    ms = (deadline - now) / CHAOSI_MS;
-    p[0].fd = fd;
-    p[1].fd = fd2;
-    p[0].events = p[1].events = POLLIN;
-    p[0].revents = p[1].revents = 0;
-    if (poll(p, 2, (int)chaosi_min(ms, 60000)) != 0 || ms >= 60000) return;
-    now = chaosi_clock(false);
-    if (now < deadline) chaosi_nap(chaosi_min(deadline - now, CHAOSI_MS));
-}
-#endif
-
-/* The pipe and `armed` follow the state. Under lock. A chaos_off in between is seen by the second look. */
-CHAOSI_FN void chaosi_arm(chaos *c, bool on) {
-#ifdef CHAOSI_POSIX
-    if (on) chaosi_drain(c, CHAOSI_WAKE(c)[0]);
-    else if (!chaosi_readable(CHAOSI_WAKE(c)[0])) chaosi_ring(c, CHAOSI_WAKE(c)[1]);
-#endif
-    CHAOSI_ORDERED(&c->armed, on ? 1u : 0u);
-    if (!on || !CHAOSI_SEQ(&c->killed)) return;
-    CHAOSI_ORDERED(&c->armed, 0u);
-#ifdef CHAOSI_POSIX
-    chaosi_ring(c, CHAOSI_WAKE(c)[1]);
-#endif
-}
-
-/* -- state -- */
-CHAOSI_FN chaosi_u64 chaosi_ttl(const chaos *c) {
-    chaosi_u64 ms = c->desc.ttl_ms ? (chaosi_u64)c->desc.ttl_ms : CHAOSI_LOAD(&c->armed) ? 10000u : 30000u;
-    return ms * CHAOSI_MS;
-}
-
-/* How long after a good fetch the config may still be used: its TTL while on, and max_stale beyond. */
-CHAOSI_FN chaosi_u64 chaosi_age_limit(const chaos *c) {
-    chaosi_u64 ttl = c->desc.ttl_ms ? (chaosi_u64)c->desc.ttl_ms : 10000u;
-    chaosi_u64 stale = c->desc.max_stale_ms > 0 ? (chaosi_u64)c->desc.max_stale_ms : c->desc.max_stale_ms ? 0u : 60000u;
-    return c->source.fetched ? (ttl + stale) * CHAOSI_MS : CHAOSI_NEVER;
-}
-
-/* The state at this moment, with its reason. Under lock; `killed` may come at any time. */
-CHAOSI_FN chaos_state chaosi_state_at(chaos *c, chaosi_u64 mono, chaosi_u64 wall, char *reason, size_t cap) {
-    const chaos_config *cfg = &c->slots[c->current].cfg;
-    chaosi_u64 limit = chaosi_age_limit(c);
-    const char *why;
-    chaos_state state = CHAOS_STATE_OFF;
-    if (CHAOSI_SEQ(&c->killed)) {
-        state = CHAOS_STATE_KILLED;
-        why = CHAOSI_SEQ(&c->killed) == 2 ? "CHAOS_DISABLE=1 in the environment" : "chaos_off was called";
-    } else if (c->loaded == CHAOSI_LOADED_NOTHING) {
-        why = c->problem[0] ? c->problem : "no config yet";
-    } else if (c->loaded == CHAOSI_LOADED_NOT_FOUND) {
-        why = c->problem;
-    } else if (c->loaded == CHAOSI_LOADED_INVALID) {
-        state = CHAOS_STATE_INVALID;
-        why = c->problem;
-    } else if (!cfg->enabled) {
-        why = "\"enabled\" is false";
-    } else if (mono >= c->end_mono || wall >= c->end_wall) {
-        state = CHAOS_STATE_EXPIRED;
-        why = c->end_is_lease ? "the lease of 60 minutes is over" : "\"expiresAt\" has passed";
-    } else if (mono >= chaosi_later(c->fresh_mono, limit) || wall >= chaosi_later(c->fresh_wall, limit)) {
-        state = CHAOS_STATE_STALE;
-        why = "no successful fetch for too long";
-    } else if (!chaosi_takes_part(cfg, chaosi_str(c->instance))) {
-        state = CHAOS_STATE_NOT_CANARY;
-        why = "this instance does not take part (canary, instances)";
-    } else {
-        state = cfg->dry_run ? CHAOS_STATE_DRY_RUN : CHAOS_STATE_ON;
-        why = cfg->dry_run ? "\"dryRun\" is true" : "\"enabled\" is true";
-    }
-    chaosi_copy(reason, cap, why);
-    return state;
-}
-
-CHAOSI_FN bool chaosi_is_active(chaos_state s) { return s == CHAOS_STATE_ON || s == CHAOS_STATE_DRY_RUN; }
-
-/* How late the coarse clock may be: chaos ends that much early rather than late. */
-CHAOSI_FN chaosi_u64 chaosi_coarse(const chaos *c) { return c->desc.clock ? 0 : 10 * CHAOSI_MS; }
-
-/* Writes the hot block from the current config and times. Under lock. */
-CHAOSI_FN void chaosi_publish(chaos *c) {
-    const chaos_config *cfg = &c->slots[c->current].cfg;
-    chaosi_u64 limit = chaosi_age_limit(c), coarse = chaosi_coarse(c);
-    chaosi_hot hot;
-    memset(&hot, 0, sizeof hot);
-    c->until = chaosi_min(c->end_mono, chaosi_later(c->fresh_mono, limit));
-    hot.until_mono = c->until - chaosi_min(c->until, coarse);
-    hot.until_wall = chaosi_min(c->end_wall, chaosi_later(c->fresh_wall, limit));
-    hot.until_wall -= chaosi_min(hot.until_wall, coarse);
-    hot.base = chaosi_mix(cfg->seed);
-    hot.fault = cfg->fault;
-    hot.version = c->slots[c->current].version;
-    hot.serial = c->slots[c->current].serial;
-    hot.max_faults = cfg->max_faults;
-    hot.max_concurrent = cfg->max_concurrent;
-    hot.dry_run = cfg->dry_run;
-    hot.simple =
-        !cfg->rule_count && cfg->default_exclude && !cfg->match.methods.count && !cfg->match.paths.count && !cfg->match.headers.count;
-    chaosi_write_hot(c, &hot);
-}
-
-/* Brings state, armed and pipe up to now. True = the state changed. Under lock. */
-CHAOSI_FN bool chaosi_settle(chaos *c) {
-    char reason[sizeof c->reason];
-    chaos_state state = chaosi_state_at(c, chaosi_now(c, false), chaosi_now(c, true), reason, sizeof reason);
-    bool changed = state != c->state;
-    if (chaosi_is_active(state) != (CHAOSI_LOAD(&c->armed) != 0) || changed) chaosi_arm(c, chaosi_is_active(state));
-    if (changed) c->next_beat = chaosi_now(c, false) + CHAOSI_BEAT_MS * CHAOSI_MS;
-    c->state = state;
-    memcpy(c->reason, reason, sizeof reason);
-    return changed;
-}
-
-/* -- taking in what was fetched; all under fetch_lock and lock -- */
-CHAOSI_FN void chaosi_set_end(chaos *c, const chaos_config *cfg, const chaos_fetched *got) {
-    chaosi_u64 mono = chaosi_now(c, false), wall = chaosi_now(c, true);
-    chaosi_u64 from = got->modified_ms > 0 ? chaosi_min((chaosi_u64)got->modified_ms * CHAOSI_MS, wall) : wall;
-    c->end_is_lease = cfg->expires_ms == 0 && c->source.fetched;
-    if (cfg->expires_ms > 0) c->end_wall = (chaosi_u64)cfg->expires_ms * CHAOSI_MS;
-    else c->end_wall = c->end_is_lease ? from + CHAOSI_LEASE_MS * CHAOSI_MS : CHAOSI_NEVER;
-    c->end_mono = c->end_wall == CHAOSI_NEVER ? CHAOSI_NEVER : c->end_wall > wall ? chaosi_later(mono, c->end_wall - wall) : mono;
-}
-
-CHAOSI_FN void chaosi_take_problem(chaos *c, const chaos_error *err) {
-    chaosi_out o = chaosi_into(c->problem, sizeof c->problem);
-    if (err->line) {
-        chaosi_puts(&o, "line ");
-        chaosi_put_int(&o, err->line);
-        chaosi_puts(&o, ", column ");
-        chaosi_put_int(&o, err->column);
-        chaosi_puts(&o, ": ");
-    }
-    chaosi_puts(&o, err->text[0] ? err->text : chaos_result_text(err->code));
-}
-
 /* New bytes: parse into a free slot, then make that current. True = something to tell. */
-CHAOSI_FN bool chaosi_take_bytes(chaos *c, const char *bytes, const chaos_fetched *got, chaos_error *err) {
-    chaosi_u64 content = chaosi_mix(chaosi_hash(chaosi_of(bytes, got->len)) ^ got->version);
+CHAOSI_FN bool chaosi_take_bytes(chaos *c, const chaos_fetched *got, chaos_error *err) {
+    chaosi_u64 content = chaosi_mix(chaosi_hash(chaosi_of(c->bytes, got->len)) ^ got->version);
+    bool known = c->loaded == CHAOSI_LOADED_GOOD || c->loaded == CHAOSI_LOADED_INVALID;
     chaosi_u32 slot;
-    if (c->loaded != CHAOSI_LOADED_NOTHING && c->loaded != CHAOSI_LOADED_NOT_FOUND && content == c->content &&
-        (chaosi_u64)got->modified_ms == c->modified) {
-        if (c->loaded == CHAOSI_LOADED_INVALID) chaosi_fail(err, CHAOS_ERR_VALUE, "%s", c->problem);
+    chaos_config *cfg;
+    chaosi_hot *hot;
+    if (known && content == c->content && (chaosi_u64)got->modified_ms == c->modified) {
+        if (c->loaded == CHAOSI_LOADED_INVALID) chaosi_fail(err, CHAOS_ERR_VALUE, "%s", c->told.problem);
         return false;
     }
     c->content = content;
     c->modified = (chaosi_u64)got->modified_ms;
-    c->version = got->version ? got->version : c->version + 1;
+    c->told.version = got->version ? got->version : c->told.version + 1;
     slot = chaosi_free_slot(c);
-    if (chaos_config_parse(&c->slots[slot].cfg, bytes, got->len, err) != CHAOS_OK) {
+    cfg = &c->slots[slot].cfg;
+    hot = &c->slots[slot].hot;
+    if (chaos_config_parse(cfg, c->bytes, got->len, err) != CHAOS_OK) {
         c->loaded = CHAOSI_LOADED_INVALID;
-        c->config_errors++;
+        c->told.config_errors++;
         chaosi_take_problem(c, err);
         return true;
     }
     c->loaded = CHAOSI_LOADED_GOOD;
-    c->changes++;
-    c->problem[0] = 0;
-    if (!c->slots[slot].cfg.has_seed) c->slots[slot].cfg.seed = c->seed;
-    c->slots[slot].version = (chaosi_u32)c->version;
-    c->slots[slot].serial = (chaosi_u32)c->changes;
-    chaosi_set_end(c, &c->slots[slot].cfg, got);
+    c->told.problem[0] = 0;
+    if (!cfg->has_seed) cfg->seed = c->seed;
+    hot->base = chaosi_mix(cfg->seed);
+    hot->fault = cfg->fault;
+    hot->version = (chaosi_u32)c->told.version;
+    hot->serial = (chaosi_u32)++c->told.config_changes;
+    hot->max_faults = cfg->max_faults;
+    hot->max_concurrent = cfg->max_concurrent;
+    hot->dry_run = cfg->dry_run;
+    hot->simple =
+        !cfg->rule_count && cfg->default_exclude && !(cfg->match.methods.count | cfg->match.paths.count | cfg->match.headers.count);
+    chaosi_set_end(c, cfg, got);
     CHAOSI_ORDERED(&c->current, slot);
     return true;
 }
 
 /* True = something to tell. */
 CHAOSI_FN bool chaosi_take(chaos *c, chaos_result r, const chaos_fetched *got, chaos_error *err) {
-    bool news = false;
-    c->fetches++;
+    bool news;
+    c->told.fetches++;
     if (r == CHAOS_OK) {
         c->failing = 0;
         c->fresh_mono = chaosi_now(c, false);
         c->fresh_wall = chaosi_now(c, true);
-        news = chaosi_take_bytes(c, c->bytes, got, err);
-    } else if (r == CHAOS_ERR_NOT_FOUND) {
-        c->failing = 0;
-        news = c->loaded != CHAOSI_LOADED_NOT_FOUND && c->loaded != CHAOSI_LOADED_NOTHING;
-        c->loaded = CHAOSI_LOADED_NOT_FOUND;
-        chaosi_take_problem(c, err);
-    } else {
-        c->fetch_errors++;
-        c->failing++;
-        news = c->failing == 1;
-        chaosi_take_problem(c, err);
+        return chaosi_take_bytes(c, got, err);
     }
+    if (r == CHAOS_ERR_NOT_FOUND) {
+        c->failing = 0;
+        news = c->loaded == CHAOSI_LOADED_GOOD || c->loaded == CHAOSI_LOADED_INVALID;
+        c->loaded = CHAOSI_LOADED_NOT_FOUND;
+    } else {
+        c->told.fetch_errors++;
+        news = c->failing++ == 0;
+    }
+    chaosi_take_problem(c, err);
     return news;
 }
 
 /* When to fetch next. Healthy: the TTL, shortened by up to a fifth. Failing: full jitter between one TTL and a window that
    doubles up to 30 s (or the TTL, if that is longer). */
 CHAOSI_FN chaosi_u64 chaosi_next_fetch(chaos *c) {
-    chaosi_u64 ttl = chaosi_ttl(c) / CHAOSI_MS, most = ttl > CHAOSI_BACKOFF_MAX_MS ? ttl : CHAOSI_BACKOFF_MAX_MS;
-    chaosi_u64 dice = chaosi_mix(c->seed ^ c->fetches) >> 32, wait;
+    chaosi_u64 ttl = chaosi_ttl_ms(c, CHAOSI_LOAD(&c->armed) != 0), most = ttl > CHAOSI_BACKOFF_MAX_MS ? ttl : CHAOSI_BACKOFF_MAX_MS;
+    chaosi_u64 dice = chaosi_mix(c->seed ^ c->told.fetches) >> 32, wait;
     if (!c->source.fetched) return CHAOSI_NEVER;
     if (c->failing) wait = ttl + ((chaosi_min(most, ttl << chaosi_min(c->failing, 16)) - ttl) * dice >> 32);
     else wait = ttl - (ttl / 5 * dice >> 32);
     return chaosi_now(c, false) + wait * CHAOSI_MS;
 }
 
-/* Applies what a fetch brought. Returns what is to be told: bit 0 the config, bit 1 the state. Under fetch_lock. */
-CHAOSI_FN int chaosi_apply(chaos *c, chaos_result r, const chaos_fetched *got, chaos_error *err) {
-    int news;
-    CHAOSI_LOCK(&c->lock);
-    news = chaosi_take(c, r, got, err) ? 1 : 0;
-    chaosi_publish(c);
-    news |= chaosi_settle(c) ? 2 : 0;
-    c->next_fetch = chaosi_next_fetch(c);
-    CHAOSI_UNLOCK(&c->lock);
-    return news;
-}
-
-/* Fetches once, now, and applies it. Sources that are read at open only (inline, env) stay as they are. */
+/* Fetches once, now, and applies it. */
 CHAOSI_FN chaos_result chaosi_refresh(chaos *c, bool tell, chaos_error *err) {
+    bool news, changed;
     chaos_fetched got;
     chaos_result r;
-    int news;
-    memset(&got, 0, sizeof got);
-    chaosi_no_error(err);
     CHAOSI_LOCK(&c->fetch_lock);
-    r = chaosi_fetch(&c->source, c->bytes, CHAOS_CONFIG_INPUT_MAX + 1, &got, err);
+    r = chaosi_fetch(&c->source, &c->desc, c->bytes, CHAOS_CONFIG_INPUT_MAX + 1, &got, err);
     if (r != CHAOS_OK && !err->text[0]) chaosi_fail(err, r, "%s", chaos_result_text(r));
     err->code = r;
     if (got.len > CHAOS_CONFIG_INPUT_MAX + 1) got.len = CHAOS_CONFIG_INPUT_MAX + 1;
-    news = chaosi_apply(c, r, &got, err);
-    if (tell && news & 1) c->tell(c, c->failing ? CHAOSI_NEWS_FETCH_FAILED : CHAOSI_NEWS_CONFIG);
-    if (tell && news & 2) c->tell(c, CHAOSI_NEWS_STATE);
+    CHAOSI_LOCK(&c->lock);
+    news = chaosi_take(c, r, &got, err);
+    chaosi_publish(c);
+    changed = chaosi_settle(c);
+    c->next_fetch = chaosi_next_fetch(c);
+    CHAOSI_UNLOCK(&c->lock);
+    if (tell && news) c->tell(c, c->failing ? CHAOSI_FETCH_FAILED : CHAOSI_NEW_CONFIG);
+    if (tell && changed) c->tell(c, CHAOSI_NEW_STATE);
     CHAOSI_UNLOCK(&c->fetch_lock);
     return err->code;
 }
@@ -2596,42 +2159,29 @@ CHAOSI_COLD void chaosi_notice(chaos *c) {
     if (!CHAOSI_TRYLOCK(&c->lock)) return;
     changed = chaosi_settle(c);
     CHAOSI_UNLOCK(&c->lock);
-    if (changed) c->tell(c, CHAOSI_NEWS_STATE);
+    if (changed) c->tell(c, CHAOSI_NEW_STATE);
 }
 
 #ifdef CHAOSI_THREADS
-/* When the refresher has to look again. */
-CHAOSI_FN chaosi_u64 chaosi_next_look(chaos *c) {
-    chaosi_u64 next;
-    CHAOSI_LOCK(&c->lock);
-    next = c->next_fetch;
-    if (CHAOSI_LOAD(&c->armed)) next = chaosi_min(chaosi_min(next, c->until), chaosi_now(c, false) + CHAOSI_TICK_MS * CHAOSI_MS);
-    CHAOSI_UNLOCK(&c->lock);
-    return next;
-}
-
-/* Sleeps until there is something to do. A clock of the program's own is asked every few ms. */
-CHAOSI_FN void chaosi_rest(chaos *c) {
-    chaosi_u64 next = chaosi_next_look(c), now = chaosi_now(c, false);
-    int wake = CHAOSI_LOAD(&c->armed) ? CHAOSI_WAKE(c)[0] : -1;
-    if (now >= next) return;
-    next = c->desc.clock ? chaosi_clock(false) + 2 * CHAOSI_MS : next;
-    chaosi_sleep_until(next, CHAOSI_POKE(c)[0], wake);
-    chaosi_drain(c, CHAOSI_POKE(c)[0]);
-}
-
+/* Sleeps until there is something to do: a fetch, the end, a tick. A clock of the program's own is asked every few ms. */
 CHAOSI_FN void *chaosi_refresher(void *arg) {
     chaos *c = (chaos *)arg;
-    chaos_error err;
     while (!CHAOSI_SEQ(&c->closing)) {
-        bool due;
+        bool on = CHAOSI_LOAD(&c->armed) != 0;
+        chaosi_u64 now = chaosi_now(c, false), fetch, next;
+        chaos_error err;
         CHAOSI_LOCK(&c->lock);
-        due = chaosi_now(c, false) >= c->next_fetch;
+        fetch = c->next_fetch;
+        next = on ? chaosi_min(chaosi_min(fetch, c->until), now + CHAOSI_TICK_MS * CHAOSI_MS) : fetch;
         CHAOSI_UNLOCK(&c->lock);
-        if (due) chaosi_refresh(c, true, &err);
+        if (now < next) {
+            next = c->desc.clock ? chaosi_clock(false) + 2 * CHAOSI_MS : next;
+            chaosi_sleep_until(next, CHAOSI_POKE(c)[0], on ? CHAOSI_WAKE(c)[0] : -1);
+            chaosi_drain(c, CHAOSI_POKE(c)[0]);
+        }
+        if (now >= fetch) chaosi_refresh(c, true, &err);
         chaosi_notice(c);
-        c->tell(c, CHAOSI_NEWS_TICK);
-        chaosi_rest(c);
+        c->tell(c, CHAOSI_TICK);
     }
     return NULL;
 }
@@ -2657,7 +2207,8 @@ CHAOSI_FN bool chaosi_thread(pthread_t *t, void *(*fn)(void *), void *arg) {
 /* Message heads and chunked framing, bytes only. Strict where request smuggling lives (RFC 9112 sections 2.2, 3, 5, 6, 7):
    only CRLF ends a line, one Host, one framing, no folds, no bare CR, no NUL. */
 #define CHAOSI_FIELDS_MAX      100
-#define CHAOSI_CHUNK_EXTRA_MAX 8192 /* bytes of extensions and trailers in one body */
+#define CHAOSI_CHUNK_EXTRA_MAX 8192 /* bytes of chunk extensions in one body */
+#define CHAOSI_CHUNK_TEXT_MAX  4096 /* bytes of one size line, or of all trailers */
 
 typedef struct chaosi_field {
     chaosi_span name, value;
@@ -2670,6 +2221,9 @@ typedef struct chaosi_head {
     int status, minor;     /* HTTP/1.minor, 0 or 1 */
     int count;
     bool chunked, has_length, keep_alive, expects;
+    bool tunnel;          /* asks to become another protocol, here: bytes both ways */
+    bool trailers;        /* TE: trailers */
+    chaosi_span protocol; /* of Upgrade */
     chaosi_u64 length;
     int hosts;
     chaosi_field fields[CHAOSI_FIELDS_MAX];
@@ -2723,16 +2277,17 @@ CHAOSI_FN bool chaosi_is_value(chaosi_span s) {
 
 /* uri-host [":" port], by its characters (RFC 3986 section 3.2.2). */
 CHAOSI_FN bool chaosi_is_host(chaosi_span s) {
-    size_t i;
-    for (i = 0; i < s.len; i++) {
+    bool v6 = s.len && s.at[0] == '[';
+    size_t i = v6, start = i;
+    for (; i < s.len; i++) {
         char c = s.at[i];
-        if (!chaosi_is_digit(c) && !(chaosi_lower(c) >= 'a' && chaosi_lower(c) <= 'z') && !(c && strchr("-._~%!$&'()*+,;=:[]", c)))
-            return false;
+        bool name = chaosi_is_digit(c) || (chaosi_lower(c) >= 'a' && chaosi_lower(c) <= 'z') || (c && strchr("-._~%!$&'()*+,;=", c));
+        if (v6 ? chaosi_hex(c) < 0 && c != ':' && c != '.' : !name) break;
     }
-    for (i = s.len; i > 0 && s.at[i - 1] != ':' && s.at[i - 1] != ']'; i--) {}
-    while (i > 0 && s.at[i - 1] == ':' && s.len > i)
-        if (!chaosi_is_digit(s.at[--s.len])) return false;
-    return s.len > 0;
+    if (i == start || (v6 && (i == s.len || s.at[i++] != ']'))) return false;
+    if (i < s.len && s.at[i++] != ':') return false;
+    while (i < s.len && chaosi_is_digit(s.at[i])) i++;
+    return i == s.len;
 }
 
 /* 1*DIGIT, below 2^63. */
@@ -2780,8 +2335,14 @@ CHAOSI_FN int chaosi_field_meaning(chaosi_head *h, const chaosi_field *f) {
         while (chaosi_next_element(&list, &element)) {
             if (element.len && !chaosi_is_token(element)) return 400;
             if (chaosi_is(element, "close")) h->keep_alive = false;
+            else if (chaosi_is(element, "upgrade")) h->tunnel = true;
             else if (h->minor == 0 && chaosi_is(element, "keep-alive")) h->keep_alive = true;
         }
+    } else if (chaosi_is(f->name, "upgrade")) {
+        if (!h->protocol.len) h->protocol = f->value;
+    } else if (chaosi_is(f->name, "te")) {
+        while (chaosi_next_element(&list, &element)) h->trailers = h->trailers || chaosi_is(element, "trailers");
+    } else if (h->status) { /* the rest is for requests */
     } else if (chaosi_is(f->name, "host")) {
         h->hosts++;
         if (!chaosi_is_host(f->value)) return 400;
@@ -2794,7 +2355,7 @@ CHAOSI_FN int chaosi_field_meaning(chaosi_head *h, const chaosi_field *f) {
 
 /* The fields and the empty line, from pos. >0 = bytes consumed, 0 = need more, <0 = minus the status. */
 CHAOSI_FN int chaosi_fields(chaosi_head *h, const char *buf, size_t len, size_t pos, bool reply) {
-    chaosi_span line;
+    chaosi_span line, protocols;
     const char *colon;
     chaosi_field f;
     int r, status;
@@ -2818,6 +2379,9 @@ CHAOSI_FN int chaosi_fields(chaosi_head *h, const char *buf, size_t len, size_t 
         if (status) return -status;
     }
     if (h->chunked && (h->has_length || h->minor == 0)) return -400;
+    h->tunnel = h->tunnel && h->protocol.len && h->minor && !h->chunked && !h->length;
+    protocols = h->protocol;
+    while (h->tunnel && chaosi_next_element(&protocols, &line)) h->tunnel = !chaosi_is(line, "h2c"); /* a way around this parser */
     return (int)pos;
 }
 
@@ -2834,7 +2398,7 @@ CHAOSI_FN int chaosi_target(chaosi_head *h) {
     chaosi_span t = h->target;
     size_t i;
     for (i = 0; i < t.len; i++)
-        if ((chaosi_u8)t.at[i] <= 0x20 || (chaosi_u8)t.at[i] >= 0x7f) return 400;
+        if ((chaosi_u8)t.at[i] <= 0x20 || (chaosi_u8)t.at[i] >= 0x7f || t.at[i] == '#') return 400;
     h->path = t;
     if (chaosi_same(h->method, chaosi_str("CONNECT"))) return 501;
     if (t.len && t.at[0] == '/') return 0;
@@ -2844,6 +2408,7 @@ CHAOSI_FN int chaosi_target(chaosi_head *h) {
     for (i = 0; i < t.len && t.at[i] != '/' && t.at[i] != '?'; i++) {}
     h->authority = chaosi_of(t.at, i);
     h->path = chaosi_of(t.at + i, t.len - i);
+    if (!h->path.len && chaosi_same(h->method, chaosi_str("OPTIONS"))) h->path = chaosi_str("*");
     return chaosi_is_host(h->authority) ? 0 : 400;
 }
 
@@ -2897,98 +2462,82 @@ CHAOSI_FN int chaosi_http_reply(chaosi_head *h, const char *buf, size_t len) {
 }
 
 /* Chunked framing, decoded in place. All zero = at the start. */
-typedef enum chaosi_chunk_state {
-    CHAOSI_CHUNK_SIZE,
-    CHAOSI_CHUNK_EXTENSION,
-    CHAOSI_CHUNK_SIZE_LF,
-    CHAOSI_CHUNK_DATA,
-    CHAOSI_CHUNK_DATA_CR,
-    CHAOSI_CHUNK_DATA_LF,
-    CHAOSI_CHUNK_TRAILER,
-    CHAOSI_CHUNK_TRAILER_NAME,
-    CHAOSI_CHUNK_TRAILER_VALUE,
-    CHAOSI_CHUNK_TRAILER_LF,
-    CHAOSI_CHUNK_LAST_LF,
-    CHAOSI_CHUNK_DONE,
-    CHAOSI_CHUNK_BAD
-} chaosi_chunk_state;
+typedef enum chaosi_chunk {
+    CHAOSI_IN_SIZE,
+    CHAOSI_IN_DATA,
+    CHAOSI_AFTER_DATA,
+    CHAOSI_IN_TRAILER,
+    CHAOSI_CHUNKED,
+    CHAOSI_UNCHUNKED
+} chaosi_chunk;
 
 typedef struct chaosi_chunked {
-    chaosi_chunk_state state;
-    int digits;
-    chaosi_u64 left; /* of the chunk; while its size is read, the size so far */
-    size_t extra;    /* bytes of extensions and trailers so far */
+    chaosi_chunk state;               /* CHAOSI_CHUNKED: complete; CHAOSI_UNCHUNKED: malformed */
+    chaosi_u64 left;                  /* of this chunk */
+    size_t extra;                     /* bytes of extensions so far */
+    size_t line, text_len;            /* the line being read starts at text[line] */
+    char text[CHAOSI_CHUNK_TEXT_MAX]; /* that line, or all trailers; last, so that a start need not clear it */
 } chaosi_chunked;
 
-/* One byte that is not data: the next state. */
-CHAOSI_FN chaosi_chunk_state chaosi_chunk_byte(chaosi_chunked *d, char c) {
-    bool text = ((chaosi_u8)c >= 0x20 || c == '\t') && c != 0x7f;
-    switch (d->state) {
-    case CHAOSI_CHUNK_SIZE:
-        if (chaosi_hex(c) >= 0 && d->digits < 15) {
-            d->left = d->left * 16 + (chaosi_u64)chaosi_hex(c);
-            d->digits++;
-            return CHAOSI_CHUNK_SIZE;
-        }
-        if (!d->digits) return CHAOSI_CHUNK_BAD;
-        return c == ';' ? CHAOSI_CHUNK_EXTENSION : c == '\r' ? CHAOSI_CHUNK_SIZE_LF : CHAOSI_CHUNK_BAD;
-    case CHAOSI_CHUNK_EXTENSION: return c == '\r' ? CHAOSI_CHUNK_SIZE_LF : text ? CHAOSI_CHUNK_EXTENSION : CHAOSI_CHUNK_BAD;
-    case CHAOSI_CHUNK_SIZE_LF:
-        if (c != '\n') return CHAOSI_CHUNK_BAD;
-        d->digits = 0;
-        return d->left ? CHAOSI_CHUNK_DATA : CHAOSI_CHUNK_TRAILER;
-    case CHAOSI_CHUNK_DATA_CR: return c == '\r' ? CHAOSI_CHUNK_DATA_LF : CHAOSI_CHUNK_BAD;
-    case CHAOSI_CHUNK_DATA_LF: return c == '\n' ? CHAOSI_CHUNK_SIZE : CHAOSI_CHUNK_BAD;
-    case CHAOSI_CHUNK_TRAILER:
-        return c == '\r' ? CHAOSI_CHUNK_LAST_LF : chaosi_is_token_char(c) ? CHAOSI_CHUNK_TRAILER_NAME : CHAOSI_CHUNK_BAD;
-    case CHAOSI_CHUNK_TRAILER_NAME:
-        return c == ':' ? CHAOSI_CHUNK_TRAILER_VALUE : chaosi_is_token_char(c) ? CHAOSI_CHUNK_TRAILER_NAME : CHAOSI_CHUNK_BAD;
-    case CHAOSI_CHUNK_TRAILER_VALUE: return c == '\r' ? CHAOSI_CHUNK_TRAILER_LF : text ? CHAOSI_CHUNK_TRAILER_VALUE : CHAOSI_CHUNK_BAD;
-    case CHAOSI_CHUNK_TRAILER_LF: return c == '\n' ? CHAOSI_CHUNK_TRAILER : CHAOSI_CHUNK_BAD;
-    case CHAOSI_CHUNK_LAST_LF: return c == '\n' ? CHAOSI_CHUNK_DONE : CHAOSI_CHUNK_BAD;
-    default: return CHAOSI_CHUNK_BAD;
+/* A whole line that is not data: the next state. */
+CHAOSI_FN chaosi_chunk chaosi_chunk_line(chaosi_chunked *d) {
+    chaosi_span line;
+    size_t n = 0;
+    const char *colon;
+    if (chaosi_line_at(d->text, d->text_len, d->line, &line) != 1 || !chaosi_is_value(line)) return CHAOSI_UNCHUNKED;
+    if (d->state == CHAOSI_IN_TRAILER && line.len) {
+        colon = (const char *)memchr(line.at, ':', line.len);
+        d->line = d->text_len;
+        return colon && chaosi_is_token(chaosi_of(line.at, (size_t)(colon - line.at))) ? CHAOSI_IN_TRAILER : CHAOSI_UNCHUNKED;
     }
+    d->text_len = d->line;
+    if (d->state == CHAOSI_IN_TRAILER) return CHAOSI_CHUNKED;
+    if (d->state == CHAOSI_AFTER_DATA) return line.len ? CHAOSI_UNCHUNKED : CHAOSI_IN_SIZE;
+    for (d->left = 0; n < line.len && n < 16 && chaosi_hex(line.at[n]) >= 0; n++)
+        d->left = d->left * 16 + (chaosi_u64)chaosi_hex(line.at[n]);
+    d->extra += line.len - n;
+    if (n == 0 || n == 16 || (n < line.len && line.at[n] != ';') || d->extra > CHAOSI_CHUNK_EXTRA_MAX) return CHAOSI_UNCHUNKED;
+    d->extra -= d->extra < d->left ? d->extra : (size_t)d->left; /* extensions may grow with the data, no faster */
+    return d->left ? CHAOSI_IN_DATA : CHAOSI_IN_TRAILER;
 }
 
 /* Decodes buf[0..len) in place: *made bytes of body now stand at buf, *used bytes were taken (what follows belongs to the
-   next message). 1 = the body is complete, 0 = need more, -1 = malformed. Extensions and trailers are dropped. */
+   next message). 1 = the body is complete, 0 = need more, -1 = malformed. Extensions are dropped, trailers kept. */
 CHAOSI_FN int chaosi_chunked_feed(chaosi_chunked *d, char *buf, size_t len, size_t *used, size_t *made) {
     size_t i = 0, n = 0;
-    while (i < len && d->state != CHAOSI_CHUNK_DONE && d->state != CHAOSI_CHUNK_BAD) {
-        if (d->state == CHAOSI_CHUNK_DATA) {
+    while (i < len && d->state < CHAOSI_CHUNKED) {
+        bool cr = d->text_len > d->line && d->text[d->text_len - 1] == '\r';
+        if (d->state == CHAOSI_IN_DATA) {
             size_t piece = len - i < d->left ? len - i : (size_t)d->left;
             memmove(buf + n, buf + i, piece);
             n += piece;
             i += piece;
             d->left -= piece;
-            if (!d->left) d->state = CHAOSI_CHUNK_DATA_CR;
-            continue;
+            if (!d->left) d->state = CHAOSI_AFTER_DATA;
+        } else if (d->text_len == CHAOSI_CHUNK_TEXT_MAX || (cr && buf[i] != '\n') ||
+                   (d->state == CHAOSI_AFTER_DATA && !cr && buf[i] != '\r')) {
+            d->state = CHAOSI_UNCHUNKED;
+        } else {
+            d->text[d->text_len++] = buf[i];
+            if (buf[i++] == '\n') d->state = chaosi_chunk_line(d);
         }
-        if (d->state == CHAOSI_CHUNK_EXTENSION || d->state >= CHAOSI_CHUNK_TRAILER) d->extra++;
-        d->state = d->extra > CHAOSI_CHUNK_EXTRA_MAX ? CHAOSI_CHUNK_BAD : chaosi_chunk_byte(d, buf[i++]);
     }
     *used = i;
     *made = n;
-    return d->state == CHAOSI_CHUNK_DONE ? 1 : d->state == CHAOSI_CHUNK_BAD ? -1 : 0;
+    return d->state == CHAOSI_CHUNKED ? 1 : d->state == CHAOSI_UNCHUNKED ? -1 : 0;
 }
 
 /* A reason phrase; RFC 9112 section 4 lets it be anything. */
 CHAOSI_FN const char *chaosi_status_text(int status) {
-    switch (status) {
-    case 400: return "Bad Request";
-    case 408: return "Request Timeout";
-    case 414: return "URI Too Long";
-    case 417: return "Expectation Failed";
-    case 429: return "Too Many Requests";
-    case 431: return "Request Header Fields Too Large";
-    case 500: return "Internal Server Error";
-    case 501: return "Not Implemented";
-    case 502: return "Bad Gateway";
-    case 503: return "Service Unavailable";
-    case 504: return "Gateway Timeout";
-    case 505: return "HTTP Version Not Supported";
-    default: return status < 300 ? "OK" : status < 400 ? "Redirect" : status < 500 ? "Client Error" : "Server Error";
-    }
+    static const char *const texts[] = {"400Bad Request",           "408Request Timeout",   "414URI Too Long",
+                                        "417Expectation Failed",    "429Too Many Requests", "431Request Header Fields Too Large",
+                                        "500Internal Server Error", "501Not Implemented",   "502Bad Gateway",
+                                        "503Service Unavailable",   "504Gateway Timeout",   "505HTTP Version Not Supported"};
+    static const char *const classes[] = {"OK", "Redirect", "Client Error", "Server Error"};
+    size_t i;
+    for (i = 0; i < sizeof texts / sizeof texts[0]; i++)
+        if (atoi(texts[i]) == status) return texts[i] + 3;
+    return classes[status < 300 ? 0 : status / 100 - 2];
 }
 
 /* The value of a field, at NULL = none. */
@@ -3001,8 +2550,8 @@ CHAOSI_FN chaosi_span chaosi_field_value(const chaosi_head *h, const char *name)
 
 /* Fields that belong to one connection and are made afresh for the next (RFC 9110 section 7.6.1). */
 CHAOSI_FN bool chaosi_is_hop_by_hop(const chaosi_head *h, chaosi_span name) {
-    static const char *const always[] = {"connection", "keep-alive",        "proxy-connection", "te",
-                                         "trailer",    "transfer-encoding", "upgrade",          "content-length"};
+    static const char *const always[] = {"connection",        "keep-alive", "proxy-connection", "te",
+                                         "transfer-encoding", "upgrade",    "content-length"};
     chaosi_span list, element;
     size_t k;
     int i;
@@ -3015,6 +2564,45 @@ CHAOSI_FN bool chaosi_is_hop_by_hop(const chaosi_head *h, chaosi_span name) {
             if (chaosi_same_nocase(element, name)) return true;
     }
     return false;
+}
+
+/* Drops from trailer lines, in place, what must not stand there: framing, routing, controls, credentials, and what describes the
+   content (RFC 9110 section 6.5.1). Returns the new length. */
+CHAOSI_FN size_t chaosi_clean_trailers(const chaosi_head *h, char *lines, size_t len) {
+    static const char *const never[] = {"host",
+                                        "content-encoding",
+                                        "content-type",
+                                        "content-range",
+                                        "authorization",
+                                        "cookie",
+                                        "set-cookie",
+                                        "cache-control",
+                                        "expect",
+                                        "trailer",
+                                        "via",
+                                        "x-forwarded-for",
+                                        "forwarded",
+                                        "x-forwarded-host",
+                                        "x-forwarded-proto",
+                                        "range",
+                                        "proxy-authorization",
+                                        "max-forwards",
+                                        "location",
+                                        "www-authenticate",
+                                        "x-chaos-injected",
+                                        "x-chaos-delay-ms"};
+    const size_t count = sizeof never / sizeof never[0];
+    size_t at = 0, kept = 0, k;
+    chaosi_span line, name;
+    while (chaosi_line_at(lines, len, at, &line) > 0) {
+        at += line.len + 2;
+        name = chaosi_of(line.at, (size_t)((const char *)memchr(line.at, ':', line.len) - line.at));
+        for (k = 0; k < count && !chaosi_is(name, never[k]); k++) {}
+        if (k < count || chaosi_is_hop_by_hop(h, name)) continue;
+        memmove(lines + kept, line.at, line.len + 2);
+        kept += line.len + 2;
+    }
+    return kept;
 }
 
 CHAOSI_FN void chaosi_put_span(chaosi_out *o, chaosi_span s) { chaosi_put(o, s.at, s.len); }
@@ -3050,6 +2638,11 @@ CHAOSI_FN void chaosi_put_appended(chaosi_out *o, const chaosi_head *h, const ch
     chaosi_puts(o, "\r\n");
 }
 
+/* The field, unless the client's own goes on. */
+CHAOSI_FN void chaosi_put_unless_there(chaosi_out *o, const chaosi_head *h, const char *name, chaosi_span value) {
+    if (!chaosi_field_value(h, name).at || chaosi_is_hop_by_hop(h, chaosi_str(name))) chaosi_put_field(o, chaosi_str(name), value);
+}
+
 /* The request as the upstream gets it. host: what Host says; peer: the client's address. */
 CHAOSI_FN void chaosi_put_request(chaosi_out *o, const chaosi_head *h, const char *prefix, chaosi_span host, const char *peer) {
     int i;
@@ -3068,9 +2661,12 @@ CHAOSI_FN void chaosi_put_request(chaosi_out *o, const chaosi_head *h, const cha
     }
     chaosi_put_appended(o, h, "Via", h->minor ? "1.1 chaos" : "1.0 chaos");
     chaosi_put_appended(o, h, "X-Forwarded-For", peer);
-    if (!chaosi_field_value(h, "x-forwarded-proto").at) chaosi_put_field(o, chaosi_str("X-Forwarded-Proto"), chaosi_str("http"));
-    if (!chaosi_field_value(h, "x-forwarded-host").at)
-        chaosi_put_field(o, chaosi_str("X-Forwarded-Host"), h->authority.len ? h->authority : chaosi_field_value(h, "host"));
+    chaosi_put_unless_there(o, h, "X-Forwarded-Proto", chaosi_str("http"));
+    chaosi_put_unless_there(o, h, "X-Forwarded-Host", h->authority.len ? h->authority : chaosi_field_value(h, "host"));
+    if (h->tunnel || h->trailers)
+        chaosi_puts(o, !h->trailers ? "Connection: Upgrade\r\n" : h->tunnel ? "Connection: Upgrade, TE\r\n" : "Connection: TE\r\n");
+    if (h->trailers) chaosi_puts(o, "TE: trailers\r\n");
+    if (h->tunnel) chaosi_put_field(o, chaosi_str("Upgrade"), h->protocol);
     chaosi_put_framing(o, h->chunked, h->has_length, h->length);
     chaosi_puts(o, "\r\n");
 }
@@ -3269,28 +2865,20 @@ CHAOSI_FN void chaosi_make_reset(int fd) {
    counted, and never a request. */
 #define CHAOSI_LINE_MAX 4096 /* PIPE_BUF: written whole or not at all */
 
-CHAOSI_FN void chaosi_log_open(chaos *c) {
-    c->log_fd = 2;
 #ifdef CHAOSI_POSIX
-    {
-        struct stat st;
-        int fd = fstat(2, &st) == 0 && S_ISFIFO(st.st_mode) ? open("/dev/stderr", O_WRONLY | O_NONBLOCK | O_CLOEXEC) : -1;
-        c->log_fd_own = fd >= 0; /* a description of our own, so that O_NONBLOCK is ours alone */
-        if (fd >= 0) c->log_fd = fd;
-    }
-#endif
+/* stderr; of a pipe a description of our own, so that O_NONBLOCK is ours alone. */
+CHAOSI_FN int chaosi_log_open(void) {
+    struct stat st;
+    int fd = fstat(2, &st) == 0 && S_ISFIFO(st.st_mode) ? open("/dev/stderr", O_WRONLY | O_NONBLOCK | O_CLOEXEC) : -1;
+    return fd >= 0 ? fd : 2;
 }
 
-#ifdef CHAOSI_POSIX
 /* write without its SIGPIPE, whatever the program does with that signal. */
 CHAOSI_FN bool chaosi_write_quietly(int fd, const char *line, size_t len) {
-    struct pollfd p;
+    struct pollfd p = {fd, POLLOUT, 0};
     sigset_t pipe_set, old, pending;
     bool pending_before, done;
     int sig;
-    p.fd = fd;
-    p.events = POLLOUT;
-    p.revents = 0;
     if (poll(&p, 1, 0) != 1 || p.revents != POLLOUT) return false;
     sigemptyset(&pipe_set);
     sigaddset(&pipe_set, SIGPIPE);
@@ -3303,6 +2891,9 @@ CHAOSI_FN bool chaosi_write_quietly(int fd, const char *line, size_t len) {
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     return done;
 }
+#else
+CHAOSI_FN int chaosi_log_open(void) { return 2; }
+CHAOSI_FN bool chaosi_write_quietly(int fd, const char *line, size_t len) { return fd == 2 && fwrite(line, 1, len, stderr) == len; }
 #endif
 
 CHAOSI_FN void chaosi_emit(chaos *c, chaosi_out *o) {
@@ -3313,13 +2904,7 @@ CHAOSI_FN void chaosi_emit(chaos *c, chaosi_out *o) {
         chaosi_puts(o, "{\"source\":\"chaos\",\"level\":\"warn\",\"action\":\"note\",\"reason\":\"a log line was too long\"}\n");
     }
     if (c->desc.log) c->desc.log(c->desc.log_user, o->buf, o->len);
-    else if (!c->desc.quiet) {
-#ifdef CHAOSI_POSIX
-        done = chaosi_write_quietly(c->log_fd, o->buf, o->len);
-#else
-        done = fwrite(o->buf, 1, o->len, stderr) == o->len;
-#endif
-    }
+    else if (!c->desc.quiet) done = chaosi_write_quietly(c->log_fd, o->buf, o->len);
     chaosi_count(c, done ? CHAOSI_WORD(log_lines) : CHAOSI_WORD(log_dropped), 1);
 }
 
@@ -3339,20 +2924,24 @@ CHAOSI_FN chaosi_out chaosi_line(chaos *c, char *buf, const char *level, const c
     return o;
 }
 
-CHAOSI_FN bool chaosi_logs(const chaos *c) { return !c->desc.quiet; }
-
-CHAOSI_FN chaosi_u64 chaosi_all_faults(const chaos *c) {
-    chaosi_u64 sum = chaosi_sum(c, CHAOSI_WORD(would_inject));
-    size_t i;
-    for (i = 0; i < CHAOS_KIND_COUNT; i++) sum += chaosi_sum(c, CHAOSI_WORD(injected) + i);
-    return sum;
+/* v NULL = no fault. */
+CHAOSI_FN void chaosi_event(chaos *c, chaos_event_kind kind, chaos_state state, const char *reason, const chaos_verdict *v) {
+    chaos_event e;
+    if (!c->desc.event) return;
+    memset(&e, 0, sizeof e);
+    e.kind = kind;
+    e.state = state;
+    e.reason = reason;
+    e.verdict = v;
+    e.dry_run = v && state == CHAOS_STATE_DRY_RUN;
+    c->desc.event(c->desc.event_user, &e);
 }
 
 /* May this fault have a line of its own? all: 50 a second, sample: 1 a second. */
 CHAOSI_FN bool chaosi_may_log(chaos *c, chaosi_u64 mono) {
     chaosi_u64 second = mono / 1000000000u, old = CHAOSI_LOAD(&c->log_second);
     chaosi_u32 most = c->desc.fault_log == CHAOS_LOG_ALL ? 50 : 1;
-    if (c->desc.fault_log == CHAOS_LOG_NONE || !chaosi_logs(c)) return false;
+    if (c->desc.fault_log == CHAOS_LOG_NONE || c->desc.quiet) return false;
     if (old != second && CHAOSI_CAS(&c->log_second, &old, second)) CHAOSI_STORE(&c->log_in_second, 0u);
     return CHAOSI_LOAD(&c->log_in_second) < most && CHAOSI_ADD(&c->log_in_second, 1u) < most;
 }
@@ -3369,86 +2958,161 @@ CHAOSI_FN void chaosi_log_fault(chaos *c, const chaos_verdict *v, const char *ru
     chaosi_emit(c, &o);
 }
 
-/* Faults that had no line of their own, since the last summary. */
-CHAOSI_FN void chaosi_log_summary(chaos *c) {
-    chaosi_u64 logged = CHAOSI_LOAD(&c->log_faults), summed = CHAOSI_LOAD(&c->log_summed);
-    chaosi_u64 all = chaosi_all_faults(c);
-    char buf[CHAOSI_LINE_MAX];
-    chaosi_out o;
-    if (c->desc.fault_log == CHAOS_LOG_NONE || !chaosi_logs(c) || all <= logged + summed) return;
-    if (!CHAOSI_CAS(&c->log_summed, &summed, all - logged)) return;
-    o = chaosi_line(c, buf, "info", "summary");
-    chaosi_put_number(&o, "suppressed", (long long)(all - logged - summed));
-    chaosi_emit(c, &o);
-}
-
-CHAOSI_FN chaosi_u64 chaosi_age_ns(chaos *c) {
-    chaosi_u64 now = chaosi_now(c, false);
-    return now > c->fresh_mono ? now - c->fresh_mono : 0;
+/* Faults injected or left out in a dry run. */
+CHAOSI_FN chaosi_u64 chaosi_all_faults(const chaos_report *r) {
+    chaosi_u64 sum = r->would_inject;
+    int i;
+    for (i = 0; i < CHAOS_KIND_COUNT; i++) sum += r->injected[i];
+    return sum;
 }
 
 CHAOSI_FN void chaosi_report(chaos *c, chaos_report *out) {
-    size_t i;
-    memset(out, 0, sizeof *out);
+    chaosi_u64 logged = CHAOSI_LOAD(&c->log_faults);
+    size_t i, stripe;
     CHAOSI_LOCK(&c->lock);
-    out->state = chaosi_state_at(c, chaosi_now(c, false), chaosi_now(c, true), out->reason, sizeof out->reason);
-    memcpy(out->problem, c->problem, sizeof out->problem);
-    out->version = c->loaded == CHAOSI_LOADED_NOTHING ? 0 : c->version;
-    out->age_ms = c->source.fetched && c->fetches > c->fetch_errors ? (long long)(chaosi_age_ns(c) / CHAOSI_MS) : -1;
-    out->end_ms = c->loaded == CHAOSI_LOADED_GOOD && c->end_wall != CHAOSI_NEVER ? (long long)(c->end_wall / CHAOSI_MS) : 0;
-    out->fetches = c->fetches;
-    out->fetch_errors = c->fetch_errors;
-    out->config_errors = c->config_errors;
-    out->config_changes = c->changes;
+    *out = c->told;
+    out->state = chaosi_state_now(c, out->reason, sizeof out->reason);
+    out->age_ms = -1;
+    if (c->source.fetched && out->fetches > out->fetch_errors)
+        out->age_ms = (long long)(chaosi_less(chaosi_now(c, false), c->fresh_mono) / CHAOSI_MS);
+    if (c->loaded == CHAOSI_LOADED_GOOD && c->end_wall != CHAOSI_NEVER) out->end_ms = (long long)(c->end_wall / CHAOSI_MS);
     CHAOSI_UNLOCK(&c->lock);
-    for (i = 0; i < CHAOSI_WORDS; i++) (&out->requests)[i] = chaosi_sum(c, i);
+    for (stripe = 0; stripe < CHAOSI_STRIPES; stripe++)
+        for (i = 0; i < CHAOSI_WORDS; i++) (&out->requests)[i] += CHAOSI_LOAD(&c->stripes[stripe].words[i]);
     out->waiting = CHAOSI_LOAD(&c->waiting);
     out->connections_now = CHAOSI_LOAD(&c->connections_now);
-    out->log_suppressed = CHAOSI_LOAD(&c->log_faults);
-    out->log_suppressed = chaosi_all_faults(c) - chaosi_min(out->log_suppressed, chaosi_all_faults(c));
+    out->log_suppressed = chaosi_less(chaosi_all_faults(out), logged);
+}
+
+/* Faults that had no line of their own, since the last summary. */
+CHAOSI_FN void chaosi_log_summary(chaos *c) {
+    chaosi_u64 told = CHAOSI_LOAD(&c->log_summed);
+    char buf[CHAOSI_LINE_MAX];
+    chaos_report s;
+    chaosi_out o;
+    chaosi_report(c, &s);
+    if (c->desc.fault_log == CHAOS_LOG_NONE || c->desc.quiet || s.log_suppressed <= told) return;
+    if (!CHAOSI_CAS(&c->log_summed, &told, s.log_suppressed)) return;
+    o = chaosi_line(c, buf, "info", "summary");
+    chaosi_put_number(&o, "suppressed", (long long)(s.log_suppressed - told));
+    chaosi_emit(c, &o);
+}
+
+/* -- Prometheus text -- */
+CHAOSI_FN void chaosi_put_label(chaosi_out *o, const char *name, const char *value) {
+    size_t len = strlen(value), i, n;
+    chaosi_puts(o, o->last == '"' ? "," : "{");
+    chaosi_puts(o, name);
+    chaosi_puts(o, "=\"");
+    for (i = 0; i < len; i += n ? n : 1) {
+        n = chaosi_utf8(value + i, len - i);
+        if (value[i] == '"' || value[i] == '\\') chaosi_puts(o, "\\");
+        if (value[i] == '\n') chaosi_puts(o, "\\n");
+        else chaosi_put(o, n ? value + i : "?", n ? n : 1);
+    }
+    chaosi_puts(o, "\"");
+}
+
+/* A family: a name in _total is a counter's, others are gauges; digits behind the point (3 = ms, told in s); the 64-bit
+   values, of which a negative one is not known and gets no sample, with a label each (label NULL = there is but one). */
+CHAOSI_FN void chaosi_put_family(chaosi_out *o, const char *name, int digits, const void *values, const char *help, const char *label,
+                                 const char *const *labels, size_t count) {
+    long long value, unit = digits == 6 ? 1000000 : digits ? 1000 : 1;
+    char text[256];
+    size_t i;
+    snprintf(text, sizeof text, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, strstr(name, "_total") ? "counter" : "gauge");
+    chaosi_puts(o, text);
+    for (i = 0; i < count; i++) {
+        memcpy(&value, (const char *)values + i * sizeof value, sizeof value);
+        if (value < 0) continue;
+        chaosi_puts(o, name);
+        if (label) chaosi_put_label(o, label, labels[i]);
+        snprintf(text, sizeof text, "%s%lld.%0*lld\n", label ? "} " : " ", value / unit, digits, value % unit);
+        chaosi_puts(o, text);
+    }
+}
+
+#define CHAOSI_ONE(name, digits, field, help) chaosi_put_family(&o, "chaos_" name, digits, &r.field, help, NULL, NULL, 1)
+CHAOSI_FN size_t chaosi_metrics(const chaos_report *report, const char *service, const char *instance, char *buf, size_t cap) {
+    static const char *const outcomes[] = {"other", "1xx", "2xx", "3xx", "4xx", "5xx"};
+    static const char *const spared[] = {"exclude", "budget", "unsupported"};
+    unsigned long long states[CHAOS_STATE_COUNT] = {0};
+    chaos_report r = *report;
+    chaosi_out o = chaosi_into(buf, cap);
+    states[r.state] = 1;
+    if (!r.end_ms) r.end_ms = -1;
+    chaosi_puts(&o, "# HELP chaos_info Who this is\n# TYPE chaos_info gauge\nchaos_info");
+    chaosi_put_label(&o, "version", CHAOS_VERSION);
+    chaosi_put_label(&o, "service", service);
+    chaosi_put_label(&o, "instance", instance);
+    chaosi_puts(&o, "} 1\n");
+    chaosi_put_family(&o, "chaos_state", 0, states, "1 for the state it is in", "state", chaosi_state_texts, CHAOS_STATE_COUNT);
+    CHAOSI_ONE("config_version", 0, version, "Of the config in use, 0 = none yet");
+    CHAOSI_ONE("config_age_seconds", 3, age_ms, "Since the last good fetch; no sample = none, or read at start only");
+    CHAOSI_ONE("end_timestamp_seconds", 3, end_ms, "When chaos ends, Unix time; no sample = no end");
+    CHAOSI_ONE("config_fetches_total", 0, fetches, "Fetches of the config");
+    CHAOSI_ONE("config_fetch_errors_total", 0, fetch_errors, "Fetches that failed");
+    CHAOSI_ONE("config_errors_total", 0, config_errors, "Configs that were invalid");
+    CHAOSI_ONE("config_changes_total", 0, config_changes, "Valid configs taken in");
+    CHAOSI_ONE("requests_total", 0, requests, "Decided while on or in a dry run; off, nothing is counted");
+    chaosi_put_family(&o, "chaos_injected_total", 0, &r.injected[1], "Faults", "kind", chaosi_kind_texts + 1, CHAOS_KIND_COUNT - 1);
+    CHAOSI_ONE("would_inject_total", 0, would_inject, "Faults of dry runs");
+    chaosi_put_family(&o, "chaos_spared_total", 0, &r.excluded, "Faults rolled but left out", "reason", spared, 3);
+    CHAOSI_ONE("skipped_total", 0, skipped, "Of the injected, truncate or corrupt that found no body to damage");
+    CHAOSI_ONE("delay_seconds_total", 3, delay_ms, "Spent in injected delays, as waited");
+    CHAOSI_ONE("waiting", 0, waiting, "Requests in an injected delay now");
+    chaosi_put_family(&o, "chaos_outcomes_total", 0, r.outcomes, "Real outcomes", "status", outcomes, 6);
+    CHAOSI_ONE("outcome_seconds_total", 6, outcome_us, "Summed durations of the real outcomes");
+    CHAOSI_ONE("log_lines_total", 0, log_lines, "Written");
+    CHAOSI_ONE("log_dropped_total", 0, log_dropped, "Lost: the pipe was full or dead");
+    CHAOSI_ONE("log_suppressed", 0, log_suppressed, "Faults without a log line of their own");
+    CHAOSI_ONE("connections_total", 0, connections, "Proxy: accepted");
+    CHAOSI_ONE("connections_open", 0, connections_now, "Proxy: open now");
+    CHAOSI_ONE("proxied_total", 0, proxied, "Proxy: replies relayed from the upstream");
+    CHAOSI_ONE("rejected_total", 0, rejected, "Proxy: own 4xx");
+    CHAOSI_ONE("upstream_errors_total", 0, upstream_errors, "Proxy: own 502, 504 and cut replies");
+    CHAOSI_ONE("capped_seconds_total", 3, capped_ms, "Proxy: time in which the connection limit set the pace, not the fault");
+    return o.len;
 }
 
 /* Who and why, from the config in use. */
 CHAOSI_FN void chaosi_put_experiment(chaosi_out *o, chaos *c) {
-    chaosi_u32 slot;
-    const chaos_config *cfg = chaosi_enter(c, &slot);
+    chaosi_slot *slot = chaosi_enter(c);
+    const chaos_config *cfg = &slot->cfg;
     if (cfg->name.len) chaosi_put_text(o, cfg, "name", cfg->name);
     if (cfg->owner.len) chaosi_put_text(o, cfg, "owner", cfg->owner);
     if (cfg->note.len) chaosi_put_text(o, cfg, "note", cfg->note);
     chaosi_put_number(o, "seed", (long long)cfg->seed);
-    chaosi_leave(c, slot);
+    chaosi_leave(slot);
 }
 
-/* By chaosi_news. */
-static const char *const chaosi_actions[] = {"open", "state", "config", "fetch-failed", "heartbeat"};
+/* By chaosi_news: its name in the log, its event (-1 = none). */
+static const struct {
+    const char *action;
+    int event;
+} chaosi_telling[] = {
+    {"open", -1}, {"state", CHAOS_EVENT_STATE}, {"config", CHAOS_EVENT_CONFIG}, {"fetch-failed", CHAOS_EVENT_NOTE}, {"heartbeat", -1}};
 
 /* One line about the handle, and its event. */
 CHAOSI_FN void chaosi_say(chaos *c, chaosi_news what) {
     char buf[CHAOSI_LINE_MAX], when[80];
+    bool failed = what == CHAOSI_FETCH_FAILED;
     chaos_report s;
     chaosi_out o;
-    chaos_event e;
+    int event = chaosi_telling[what].event;
     chaosi_report(c, &s);
-    memset(&e, 0, sizeof e);
-    e.kind = what == CHAOSI_NEWS_CONFIG ? CHAOS_EVENT_CONFIG : what == CHAOSI_NEWS_STATE ? CHAOS_EVENT_STATE : CHAOS_EVENT_NOTE;
-    e.state = s.state;
-    e.reason = what == CHAOSI_NEWS_FETCH_FAILED ? s.problem : s.reason;
-    if (c->desc.event && what != CHAOSI_NEWS_OPEN && what != CHAOSI_NEWS_BEAT) c->desc.event(c->desc.event_user, &e);
-    if (!chaosi_logs(c)) return;
-    o = chaosi_line(c, buf,
-                    s.state == CHAOS_STATE_INVALID     ? "error"
-                    : what == CHAOSI_NEWS_FETCH_FAILED ? "warn"
-                                                       : "info",
-                    chaosi_actions[what]);
-    if (what == CHAOSI_NEWS_OPEN) {
+    if (event >= 0) chaosi_event(c, (chaos_event_kind)event, s.state, failed ? s.problem : s.reason, NULL);
+    if (c->desc.quiet) return;
+    o = chaosi_line(c, buf, s.state == CHAOS_STATE_INVALID ? "error" : failed ? "warn" : "info", chaosi_telling[what].action);
+    if (what == CHAOSI_OPENED) {
         chaosi_put_str(&o, "version", CHAOS_VERSION);
         chaosi_put_str(&o, "config", c->source.name);
         chaosi_put_str(&o, "ways", "inline env file callback");
         chaosi_put_number(&o, "canary_slot", chaosi_canary_slot(chaosi_str(c->instance)));
-        chaosi_put_number(&o, "ttl_on_ms", c->desc.ttl_ms ? c->desc.ttl_ms : 10000);
-        chaosi_put_number(&o, "ttl_off_ms", c->desc.ttl_ms ? c->desc.ttl_ms : 30000);
+        chaosi_put_number(&o, "ttl_on_ms", (long long)chaosi_ttl_ms(c, true));
+        chaosi_put_number(&o, "ttl_off_ms", (long long)chaosi_ttl_ms(c, false));
     }
-    if (what == CHAOSI_NEWS_FETCH_FAILED) chaosi_put_str(&o, "error", s.problem);
+    if (failed) chaosi_put_str(&o, "error", s.problem);
     chaosi_put_str(&o, "state", chaos_state_text(s.state));
     chaosi_put_str(&o, "reason", s.reason);
     chaosi_put_number(&o, "config_version", (long long)s.version);
@@ -3457,26 +3121,22 @@ CHAOSI_FN void chaosi_say(chaos *c, chaosi_news what) {
     chaosi_put_str(&o, "service", c->service);
     chaosi_put_str(&o, "instance", c->instance);
     if (chaosi_is_active(s.state)) chaosi_put_experiment(&o, c);
-    if (what == CHAOSI_NEWS_BEAT) chaosi_put_number(&o, "requests", (long long)s.requests);
-    if (what == CHAOSI_NEWS_BEAT) chaosi_put_number(&o, "injected", (long long)chaosi_all_faults(c));
+    if (what == CHAOSI_BEAT) chaosi_put_number(&o, "requests", (long long)s.requests);
+    if (what == CHAOSI_BEAT) chaosi_put_number(&o, "injected", (long long)chaosi_all_faults(&s));
     chaosi_emit(c, &o);
 }
 
-/* Once a second while on: what was suppressed, and once a minute the heartbeat. */
-CHAOSI_FN void chaosi_tick(chaos *c) {
-    chaosi_u64 now = chaosi_now(c, false);
-    bool due;
-    chaosi_log_summary(c);
-    CHAOSI_LOCK(&c->lock);
-    due = CHAOSI_LOAD(&c->armed) && now >= c->next_beat;
-    if (due) c->next_beat = now + CHAOSI_BEAT_MS * CHAOSI_MS;
-    CHAOSI_UNLOCK(&c->lock);
-    if (due) chaosi_say(c, CHAOSI_NEWS_BEAT);
-}
-
+/* A tick tells what was suppressed, and while on once a minute the heartbeat. */
 CHAOSI_FN void chaosi_tell(chaos *c, chaosi_news what) {
-    if (what == CHAOSI_NEWS_TICK) chaosi_tick(c);
-    else chaosi_say(c, what);
+    if (what == CHAOSI_TICK) {
+        chaosi_u64 now = chaosi_now(c, false);
+        chaosi_log_summary(c);
+        CHAOSI_LOCK(&c->lock);
+        if (CHAOSI_LOAD(&c->armed) && now >= c->next_beat) what = CHAOSI_BEAT;
+        if (what == CHAOSI_BEAT) c->next_beat = now + CHAOSI_BEAT_MS * CHAOSI_MS;
+        CHAOSI_UNLOCK(&c->lock);
+    }
+    if (what != CHAOSI_TICK) chaosi_say(c, what);
 }
 
 /* ==== >>decide ================================================================================================ */
@@ -3518,42 +3178,28 @@ CHAOSI_FN bool chaosi_within_budget(chaos *c, const chaosi_hot *hot, chaos_verdi
     return false;
 }
 
-CHAOSI_FN void chaosi_fault_event(chaos *c, const chaos_verdict *v, bool dry_run) {
-    chaos_event e;
-    memset(&e, 0, sizeof e);
-    e.kind = CHAOS_EVENT_FAULT;
-    e.state = dry_run ? CHAOS_STATE_DRY_RUN : CHAOS_STATE_ON;
-    e.reason = "";
-    e.verdict = v;
-    e.dry_run = dry_run;
-    c->desc.event(c->desc.event_user, &e);
-}
-
-CHAOSI_FN void chaosi_spare_as(chaos *c, chaos_verdict *v, size_t word) {
-    chaosi_count(c, word, 1);
-    chaosi_spare(v);
-}
-
 /* A fault was rolled: may it happen, and who hears of it? Leaves v as it is to be carried out. */
 CHAOSI_FN void chaosi_settle_fault(chaos *c, const chaosi_hot *hot, chaos_verdict *v, chaosi_u64 mono, const char *rule) {
     chaosi_u32 needs = 1u << v->kind | (v->bandwidth ? 1u << CHAOS_PACE : 0u);
+    size_t word = CHAOSI_WORD(injected) + v->kind;
+    bool inject = false;
     if (CHAOSI_UNLIKELY((CHAOSI_LOAD(&c->modes) & needs) != needs)) {
-        if (CHAOSI_SWAP(&c->unsupported_told, hot->serial + 1u) != hot->serial + 1u && chaosi_logs(c))
+        word = CHAOSI_WORD(unsupported);
+        if (CHAOSI_SWAP(&c->unsupported_told, hot->serial + 1u) != hot->serial + 1u && !c->desc.quiet)
             chaosi_log_fault(c, v, rule, "unsupported");
-        chaosi_spare_as(c, v, CHAOSI_WORD(unsupported));
-        return;
+    } else if (!hot->dry_run && !chaosi_within_budget(c, hot, v)) {
+        word = CHAOSI_WORD(over_budget);
+    } else {
+        inject = !hot->dry_run;
+        if (!inject) word = CHAOSI_WORD(would_inject);
+        if (chaosi_may_log(c, mono)) {
+            CHAOSI_ADD(&c->log_faults, 1u); /* before the fault is counted: the difference is what a summary tells */
+            chaosi_log_fault(c, v, rule, inject ? "inject" : "dryrun");
+        }
+        chaosi_event(c, CHAOS_EVENT_FAULT, inject ? CHAOS_STATE_ON : CHAOS_STATE_DRY_RUN, "", v);
     }
-    if (!hot->dry_run && (hot->max_concurrent || hot->max_faults) && !chaosi_within_budget(c, hot, v)) {
-        chaosi_spare_as(c, v, CHAOSI_WORD(over_budget));
-        return;
-    }
-    if (chaosi_may_log(c, mono)) {
-        CHAOSI_ADD(&c->log_faults, 1u); /* before the fault is counted: the difference is what a summary tells */
-        chaosi_log_fault(c, v, rule, hot->dry_run ? "dryrun" : "inject");
-    }
-    if (CHAOSI_UNLIKELY(c->desc.event != NULL)) chaosi_fault_event(c, v, hot->dry_run);
-    if (hot->dry_run) chaosi_spare_as(c, v, CHAOSI_WORD(would_inject));
-    else chaosi_count(c, CHAOSI_WORD(injected) + v->kind, 1);
+    chaosi_count(c, word, 1);
+    if (!inject) chaosi_spare(v);
 }
 
 /* The four-key config: nothing to match but the default exclude, and that only when a fault would happen. */
@@ -3566,17 +3212,13 @@ CHAOSI_FN bool chaosi_judge_simple(const chaosi_hot *hot, const chaos_request *r
     return true;
 }
 
+/* The slot may be newer than the block read before, so that is read anew. */
 CHAOSI_FN bool chaosi_judge_slot(chaos *c, chaosi_hot *hot, const chaos_request *req, chaosi_u64 key, chaos_verdict *v, char *rule) {
-    chaosi_u32 slot;
-    const chaos_config *cfg = chaosi_enter(c, &slot);
-    bool excluded = chaosi_judge(cfg, req, key, v);
-    hot->version = c->slots[slot].version; /* it may be newer than the block read before */
-    hot->serial = c->slots[slot].serial;
-    hot->max_faults = cfg->max_faults;
-    hot->max_concurrent = cfg->max_concurrent;
-    hot->dry_run = cfg->dry_run;
-    if (v->kind && v->rule) chaosi_copy(rule, 65, cfg->text + cfg->rules[v->rule - 1].name.at);
-    chaosi_leave(c, slot);
+    chaosi_slot *slot = chaosi_enter(c);
+    bool excluded = chaosi_judge(&slot->cfg, req, key, v);
+    *hot = slot->hot;
+    if (v->kind && v->rule) chaosi_copy(rule, 65, slot->cfg.text + slot->cfg.rules[v->rule - 1].name.at);
+    chaosi_leave(slot);
     return excluded;
 }
 
@@ -3605,51 +3247,42 @@ CHAOSI_FN void chaosi_wait(chaos *c, chaosi_u64 deadline, int fd2) {
     chaosi_u64 start = chaosi_clock(false);
     CHAOSI_ENTER(&c->waiting, 1u);
     while (CHAOSI_SEQ(&c->armed)) {
+        chaosi_u64 now = chaosi_clock(false), own = chaosi_now(c, false), rest;
         chaosi_hot hot;
-        chaosi_u64 now = chaosi_clock(false), rest, left;
         chaosi_read_hot(c, &hot);
-        left = chaosi_now(c, false);
         hot.until_mono = chaosi_later(hot.until_mono, chaosi_coarse(c));
-        if (left >= hot.until_mono) chaosi_notice(c);
-        if (now >= deadline || left >= hot.until_mono) break;
-        rest = chaosi_min(deadline - now, c->desc.clock ? 20 * CHAOSI_MS : hot.until_mono - left);
-#ifdef CHAOSI_POSIX
-        if (getpid() != c->pid) chaosi_nap(chaosi_min(rest, 50 * CHAOSI_MS)); /* a fork's child: the pipe is the parent's */
-        else chaosi_sleep_until(now + rest, CHAOSI_WAKE(c)[0], fd2);
-        if (fd2 >= 0 && chaosi_readable(fd2)) break;
-#else
-        (void)fd2;
-        chaosi_nap(chaosi_min(rest, 20 * CHAOSI_MS));
-#endif
+        if (own >= hot.until_mono) chaosi_notice(c);
+        if (now >= deadline || own >= hot.until_mono || (fd2 >= 0 && chaosi_readable(fd2))) break;
+        rest = chaosi_min(deadline - now, c->desc.clock ? 20 * CHAOSI_MS : hot.until_mono - own);
+        if (chaosi_own(c)) chaosi_sleep_until(now + rest, CHAOSI_WAKE(c)[0], fd2);
+        else chaosi_nap(chaosi_min(rest, 50 * CHAOSI_MS)); /* the pipe is the parent's */
     }
     chaosi_count(c, CHAOSI_WORD(delay_ms), (chaosi_clock(false) - start) / CHAOSI_MS);
     CHAOSI_ENTER(&c->waiting, ~0u);
 }
 
-/* The config a verdict came from, if it is still in use. */
-CHAOSI_FN const chaos_fault *chaosi_fault_of(const chaos_config *cfg, const chaosi_slot *slot, const chaos_verdict *v) {
-    if (slot->version != v->version || v->rule > cfg->rule_count) return NULL;
-    return v->rule ? &cfg->rules[v->rule - 1].fault : &cfg->fault;
+/* Retry-After and body of v's injected reply, from the config it came from if that is still in use. */
+CHAOSI_FN int chaosi_reply_of(chaos *c, const chaos_verdict *v, chaosi_out *body) {
+    chaosi_slot *slot = chaosi_enter(c);
+    const chaos_config *cfg = &slot->cfg;
+    const chaos_fault *f = v->rule && v->rule <= cfg->rule_count ? &cfg->rules[v->rule - 1].fault : &cfg->fault;
+    bool in_use = slot->hot.version == v->version && v->rule <= cfg->rule_count;
+    int seconds = in_use ? f->retry_after : -1;
+    if (in_use && f->error_body.len) chaosi_put(body, cfg->text + f->error_body.at, f->error_body.len);
+    else chaosi_puts(body, "fault injected on purpose (chaos.h)\n");
+    chaosi_leave(slot);
+    return seconds;
 }
 
 CHAOSI_FN size_t chaosi_body_of(chaos *c, const chaos_verdict *v, char *buf, size_t cap) {
-    chaosi_u32 slot;
-    const chaos_config *cfg = chaosi_enter(c, &slot);
-    const chaos_fault *f = chaosi_fault_of(cfg, &c->slots[slot], v);
     chaosi_out o = chaosi_into(buf, cap);
-    if (f && f->error_body.len) chaosi_put(&o, cfg->text + f->error_body.at, f->error_body.len);
-    else chaosi_puts(&o, "fault injected on purpose (chaos.h)\n");
-    chaosi_leave(c, slot);
+    chaosi_reply_of(c, v, &o);
     return o.len;
 }
 
 CHAOSI_FN int chaosi_retry_after_of(chaos *c, const chaos_verdict *v) {
-    chaosi_u32 slot;
-    const chaos_config *cfg = chaosi_enter(c, &slot);
-    const chaos_fault *f = chaosi_fault_of(cfg, &c->slots[slot], v);
-    int seconds = f ? f->retry_after : -1;
-    chaosi_leave(c, slot);
-    return seconds;
+    chaosi_out none = chaosi_into(NULL, 0);
+    return chaosi_reply_of(c, v, &none);
 }
 
 /* A real outcome, one that was not injected: status (0 = none) and duration. */
@@ -3660,36 +3293,70 @@ CHAOSI_FN void chaosi_count_outcome(chaos *c, int status, chaosi_u64 us) {
 
 #ifndef CHAOS_NO_PROXY
 /* ==== >>proxy ================================================================================================= */
-/* A blocking proxy. Workers accept for themselves; a worker serves one connection at a time in straight-line code: read a
-   head, decide, fault or forward, stream the reply. Upstream sockets live in a LIFO pool and are taken after the delay. */
+/* A blocking proxy. A connection without a request is parked in one epoll set; a worker that waits there takes the next that
+   has something to say and serves it in straight-line code: read a head, decide, fault or forward, stream the reply, park.
+   Upstream sockets live in a LIFO pool and are taken after the delay. Without epoll a worker stays with its connection. */
 #define CHAOSI_BODY_BUFFER     65536u
 #define CHAOSI_HEAD_ROOM       2048u /* what forwarding adds to a head */
-#define CHAOSI_SPARE_WORKERS   16    /* idle workers kept for the next connections */
+#define CHAOSI_SPARE_WORKERS   16    /* idle workers that stay */
+#define CHAOSI_FRESH_MS        20    /* a new connection's first bytes are waited for this long before it is parked */
+#define CHAOSI_GROW_MS         5     /* how often it is looked whether more workers are needed */
+#define CHAOSI_RESOLVE_MS      30000 /* the upstream's name is looked up again */
 #define CHAOSI_POOL_IDLE_NS    (30000 * CHAOSI_MS)
 #define CHAOSI_POST_IDLE_NS    (500 * CHAOSI_MS)
 #define CHAOSI_INJECT_BODY_MAX 65536u /* a request body this long is read before an injected answer, within 1 s */
 #define CHAOSI_HANG_MAX_NS     (900000 * CHAOSI_MS)
-#define CHAOSI_MODES_PROXY     (CHAOSI_MODES_IN_PROCESS | 1u << CHAOS_RESET | 1u << CHAOS_CLOSE | 1u << CHAOS_HANG | 1u << CHAOS_PACE)
+#define CHAOSI_TOLD_NS         (60000 * CHAOSI_MS) /* one log line in this time for each kind of refusal */
+#define CHAOSI_MODES_PROXY     ((1u << CHAOS_KIND_COUNT) - 1)
+#ifdef CHAOSI_EPOLL
+#define CHAOSI_EAGER_WORKERS 64 /* so many are started at once when needed; more only while requests are slow */
+#else
+#define CHAOSI_EAGER_WORKERS INT_MAX
+#endif
+#ifndef CHAOSI_LATE
+#define CHAOSI_LATE(ns) ((void)(ns)) /* for the benchmark: how long after its end an injected delay was noticed */
+#endif
 
 typedef struct chaosi_idle {
     int fd;
     chaosi_u64 since;
 } chaosi_idle;
 
+/* Where a client is: the two low bits of its `place`. NEWS: busy, and epoll told of bytes meanwhile. Whoever moves it from
+   PARKED (the upper bits say since when, in ns) to BUSY owns it. */
+#define CHAOSI_FREE   0u
+#define CHAOSI_BUSY   1u
+#define CHAOSI_NEWS   2u
+#define CHAOSI_PARKED 3u
+
+/* A client's connection: all that a parked one costs besides its socket. */
+typedef struct chaosi_client {
+    int fd, upstream; /* -1 = none; upstream: while its request is forwarded */
+    chaosi_u64 place; /* to and from FREE under the lock */
+    bool known;       /* to epoll */
+    bool armed;       /* it tells of this client; not while a body or a tunnel is streamed */
+    struct chaosi_client *next_free;
+    char peer[48];
+} chaosi_client;
+
 typedef struct chaosi_proxy {
     chaos *c;
-    chaos_proxy_desc d; /* defaults filled in */
-    int listener;
-    char host[256], host_port[300], prefix[1024]; /* of the upstream; host_port as Host would say it */
+    chaos_proxy_desc d;                                    /* defaults filled in */
+    int listener, ready;                                   /* ready: the epoll set of parked clients, the listener and the stop pipe */
+    char host[256], port[8], host_port[300], prefix[1024]; /* of the upstream; host_port as Host would say it */
+    chaosi_u32 workers, idle, served, starving, dial_failed;
+    chaosi_u32 stopping, hard;
+    chaosi_u64 told[32];  /* when each outcome was logged last */
+    pthread_mutex_t lock; /* guards what follows, and each client's `upstream` */
+    int idle_upstreams, address_count, client_count;
+    chaosi_u64 full_since, full_ns; /* when client_count reached its limit; what of such time is not counted yet */
+    bool full_told;
     chaosi_address addresses[CHAOSI_ADDRESSES];
-    int address_count;
-    pthread_mutex_t lock; /* guards what follows */
-    struct chaosi_worker *workers;
-    int worker_count, idle_count, idle_upstreams;
+    chaosi_client *clients, *free_clients; /* max_connections places; client_used of them were used */
+    int client_used;
     chaosi_idle *pool; /* max_connections entries, the last one used on top */
     pthread_t gone;    /* the worker that left last, not joined yet */
     bool has_gone;
-    chaosi_u32 stopping, hard;
 } chaosi_proxy;
 
 typedef enum chaosi_body { CHAOSI_BODY_NONE, CHAOSI_BODY_LENGTH, CHAOSI_BODY_CHUNKED, CHAOSI_BODY_CLOSE } chaosi_body;
@@ -3719,24 +3386,23 @@ typedef enum chaosi_body { CHAOSI_BODY_NONE, CHAOSI_BODY_LENGTH, CHAOSI_BODY_CHU
 #define CHAOSI_OUTCOME_ID(id, status, error, text) id,
 typedef enum chaosi_outcome { CHAOSI_OUTCOMES(CHAOSI_OUTCOME_ID) CHAOSI_OUTCOME_COUNT } chaosi_outcome;
 
-typedef struct chaosi_refusal {
+#define CHAOSI_OUTCOME_ROW(id, status, error, text) {status, error, text},
+static const struct chaosi_refusal {
     int status;
     const char *error, *text;
-} chaosi_refusal;
-
-#define CHAOSI_OUTCOME_ROW(id, status, error, text) {status, error, text},
-static const chaosi_refusal chaosi_refusals[CHAOSI_OUTCOME_COUNT] = {CHAOSI_OUTCOMES(CHAOSI_OUTCOME_ROW)};
+} chaosi_refusals[CHAOSI_OUTCOME_COUNT] = {CHAOSI_OUTCOMES(CHAOSI_OUTCOME_ROW)};
 
 /* One direction of one message: raw bytes come into buf, are framed, and go out. */
 typedef struct chaosi_flow {
     int from, to; /* to -1 = discard */
     char *buf;
     size_t cap, at, len; /* raw bytes at buf[at..at+len) */
+    const chaosi_head *head;
     chaosi_body body;
-    bool chunk_out; /* frame as chunked for the receiver */
-    chaosi_u64 left;
-    chaosi_chunked chunk;
-    struct iovec out[4]; /* what is on its way to `to` */
+    bool chunk_out;            /* frame as chunked for the receiver */
+    chaosi_u64 left, position; /* body bytes to come (of a known length), and framed so far */
+    chaosi_u8 damage;          /* CHAOS_TRUNCATE, CHAOS_CORRUPT or 0 */
+    struct iovec out[7];       /* what is on its way to `to` */
     int out_count;
     size_t used;  /* raw bytes that `out` stands for */
     size_t slice; /* most body bytes a piece, 0 = no limit (bandwidth) */
@@ -3744,48 +3410,72 @@ typedef struct chaosi_flow {
     char size_line[24];
     chaosi_u64 moved; /* bytes sent */
     bool ended;       /* the body's last byte has been framed */
+    bool cut;         /* ended before its time, on purpose */
     bool done, eof, send_failed, bad;
+    chaosi_chunked chunk;
 } chaosi_flow;
 
 typedef struct chaosi_worker {
     chaosi_proxy *p;
-    struct chaosi_worker *next;
-    int client, upstream; /* -1 = none; changed under p->lock */
-    chaosi_u32 idle;      /* waits for a request */
+    chaosi_client *who;
+    int client;
     bool reused;          /* the upstream socket has served before */
-    char peer[64];
     char *in, *rep, *out; /* client's bytes, upstream's bytes, the head being sent */
     size_t in_cap, rep_cap, out_cap;
     size_t in_len, rep_len;
     size_t head_len; /* of the request in `in` */
     chaosi_head req, reply;
-    chaosi_flow up, down;
     chaos_verdict verdict;
     bool replied; /* the client has got part of a final reply */
     bool close;   /* the client's connection ends after this reply */
     bool lingers; /* there may be unread input: a plain close would be an RST and could destroy the reply */
+    bool ready;   /* the client has something to say */
+    bool parks;   /* it has not: the connection waits without a worker */
+    chaosi_flow up, down;
 } chaosi_worker;
 
 CHAOSI_FN chaosi_u64 chaosi_in(int ms) { return chaosi_clock(false) + (chaosi_u64)(unsigned)ms * CHAOSI_MS; }
 
-/* -- sockets of a worker; the lock keeps a hard stop from shutting down a number that was closed meanwhile -- */
-CHAOSI_FN void chaosi_set_fd(chaosi_worker *w, int *place, int fd) {
+CHAOSI_FN void chaosi_note(chaos *c, const char *action, const char *key, const char *value, const char *reason) {
+    char buf[CHAOSI_LINE_MAX];
+    chaosi_out o = chaosi_line(c, buf, "warn", action);
+    chaosi_put_str(&o, key, value);
+    chaosi_put_str(&o, "reason", reason);
+    chaosi_emit(c, &o);
+}
+
+/* Puts a descriptor into the epoll set, or says whether it still tells of it. A client is edge-triggered and stays in it, so
+   that a request costs no epoll_ctl. */
+CHAOSI_FN bool chaosi_watch(chaosi_proxy *p, bool add, int fd, void *what, bool on) {
+#ifdef CHAOSI_EPOLL
+    struct epoll_event e;
+    memset(&e, 0, sizeof e);
+    if (on) e.events = what == &p->listener || what == p ? EPOLLIN : EPOLLIN | EPOLLET;
+    e.data.ptr = what;
+    return epoll_ctl(p->ready, add ? EPOLL_CTL_ADD : EPOLL_CTL_MOD, fd, &e) == 0;
+#else
+    (void)p, (void)add, (void)fd, (void)what, (void)on;
+    return false;
+#endif
+}
+
+/* -- upstream -- */
+/* Under the lock, so that a hard stop never shuts down a number that was closed meanwhile. */
+CHAOSI_FN void chaosi_set_upstream(chaosi_worker *w, int fd) {
     pthread_mutex_lock(&w->p->lock);
-    *place = fd;
+    w->who->upstream = fd;
     if (fd >= 0 && CHAOSI_LOAD(&w->p->hard)) shutdown(fd, SHUT_RDWR);
     pthread_mutex_unlock(&w->p->lock);
 }
 
-CHAOSI_FN void chaosi_drop_fd(chaosi_worker *w, int *place) {
-    int fd = *place;
+CHAOSI_FN void chaosi_drop_upstream(chaosi_worker *w) {
+    int fd = w->who->upstream;
     if (fd < 0) return;
-    chaosi_set_fd(w, place, -1);
+    chaosi_set_upstream(w, -1);
     close(fd);
 }
 
-/* -- upstream -- */
-CHAOSI_FN bool chaosi_is_idempotent(const chaosi_head *h) /* RFC 9110 section 9.2.2 */
-{
+CHAOSI_FN bool chaosi_is_idempotent(const chaosi_head *h) { /* RFC 9110 section 9.2.2 */
     static const char *const methods[] = {"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"};
     size_t i;
     for (i = 0; i < sizeof methods / sizeof methods[0]; i++)
@@ -3804,21 +3494,19 @@ CHAOSI_FN int chaosi_pool_take(chaosi_worker *w, chaosi_u64 most_idle) {
     chaosi_proxy *p = w->p;
     chaosi_u64 now = chaosi_clock(false);
     for (;;) {
-        chaosi_idle top;
-        top.fd = -1;
-        top.since = 0;
+        int fd = -1;
         pthread_mutex_lock(&p->lock);
         if (p->idle_upstreams && now < p->pool[p->idle_upstreams - 1].since + most_idle)
-            w->upstream = (top = p->pool[--p->idle_upstreams]).fd;
+            w->who->upstream = fd = p->pool[--p->idle_upstreams].fd;
         pthread_mutex_unlock(&p->lock);
-        if (top.fd < 0 || chaosi_is_quiet(top.fd)) return top.fd;
-        chaosi_drop_fd(w, &w->upstream);
+        if (fd < 0 || chaosi_is_quiet(fd)) return fd;
+        chaosi_drop_upstream(w);
     }
 }
 
 CHAOSI_FN void chaosi_pool_put(chaosi_worker *w) {
     chaosi_proxy *p = w->p;
-    int fd = w->upstream;
+    int fd = w->who->upstream;
     bool kept;
     pthread_mutex_lock(&p->lock);
     kept = !CHAOSI_LOAD(&p->stopping) && p->idle_upstreams < p->d.max_connections;
@@ -3826,7 +3514,7 @@ CHAOSI_FN void chaosi_pool_put(chaosi_worker *w) {
         p->pool[p->idle_upstreams].fd = fd;
         p->pool[p->idle_upstreams++].since = chaosi_clock(false);
     }
-    w->upstream = -1;
+    w->who->upstream = -1;
     pthread_mutex_unlock(&p->lock);
     if (!kept) close(fd);
 }
@@ -3845,25 +3533,41 @@ CHAOSI_FN void chaosi_pool_trim(chaosi_proxy *p, chaosi_u64 ns) {
 /* Dials the addresses in turn until one answers. 0 = connected, else errno. */
 CHAOSI_FN int chaosi_dial_upstream(chaosi_worker *w) {
     chaosi_proxy *p = w->p;
-    int i, problem = EHOSTUNREACH;
+    chaosi_address addresses[CHAOSI_ADDRESSES];
+    int i, count, problem = EHOSTUNREACH;
+    pthread_mutex_lock(&p->lock);
+    count = p->address_count;
+    memcpy(addresses, p->addresses, sizeof addresses);
+    pthread_mutex_unlock(&p->lock);
     w->reused = false;
-    for (i = 0; i < p->address_count; i++) {
-        int fd = chaosi_socket(&p->addresses[i]);
+    for (i = 0; i < count; i++) {
+        int fd = chaosi_socket(&addresses[i]);
         if (fd < 0) return errno;
-        chaosi_set_fd(w, &w->upstream, fd);
-        problem = chaosi_connect(fd, &p->addresses[i], chaosi_in(p->d.connect_timeout));
+        chaosi_set_upstream(w, fd);
+        problem = chaosi_connect(fd, &addresses[i], chaosi_in(p->d.connect_timeout));
         if (!problem) chaosi_set_patience(fd, p->d.reply_timeout);
         if (!problem) return 0;
-        chaosi_drop_fd(w, &w->upstream);
+        chaosi_drop_upstream(w);
     }
+    CHAOSI_ORDERED(&p->dial_failed, 1u); /* the name may have moved: the resolver looks now */
     return problem;
 }
 
 /* -- flows -- */
-CHAOSI_FN void chaosi_flow_start(chaosi_flow *f, int from, int to, char *buf, size_t cap, size_t len) {
-    memset(f, 0, sizeof *f);
+CHAOSI_FN void chaosi_flow_start(chaosi_flow *f, const chaosi_head *head, chaosi_body body, int from, int to, char *buf, size_t cap,
+                                 size_t len) {
+    memset(f, 0, offsetof(chaosi_flow, chunk) + offsetof(chaosi_chunked, text));
+    f->head = head, f->body = body;
     f->from = from, f->to = to;
     f->buf = buf, f->cap = cap, f->len = len;
+    f->left = head->length;
+    f->ended = body == CHAOSI_BODY_NONE || (body == CHAOSI_BODY_LENGTH && !f->left);
+}
+
+/* The request's side. */
+CHAOSI_FN void chaosi_start_up(chaosi_worker *w, int to, chaosi_body body) {
+    size_t at = w->head_len;
+    chaosi_flow_start(&w->up, &w->req, body, w->client, to, w->in + at, w->in_cap - at, w->in_len - at);
 }
 
 CHAOSI_FN void chaosi_flow_out(chaosi_flow *f, const void *at, size_t len) {
@@ -3872,17 +3576,23 @@ CHAOSI_FN void chaosi_flow_out(chaosi_flow *f, const void *at, size_t len) {
     f->out[f->out_count++].iov_len = len;
 }
 
-CHAOSI_FN void chaosi_flow_body(chaosi_flow *f, chaosi_body body, chaosi_u64 length, bool chunk_out) {
-    f->body = body;
-    f->left = length;
-    f->chunk_out = chunk_out;
-    f->ended = body == CHAOSI_BODY_NONE || (body == CHAOSI_BODY_LENGTH && !length);
+/* Truncates (a body of known length at its half, another one within its first piece) or corrupts (one byte in 64, from the
+   first on, is inverted). Returns how many of the bytes are still sent. */
+CHAOSI_FN size_t chaosi_damage(chaosi_flow *f, char *data, size_t made) {
+    chaosi_u64 end = f->body == CHAOSI_BODY_LENGTH ? f->head->length / 2 : made / 2;
+    size_t i;
+    if (f->damage == CHAOS_CORRUPT)
+        for (i = (size_t)(0 - f->position % 64) & 63u; i < made; i += 64) data[i] = (char)~data[i];
+    f->position += made;
+    if (f->damage != CHAOS_TRUNCATE || !made || f->position <= end) return made;
+    f->ended = f->cut = true;
+    return (size_t)(end - (f->position - made));
 }
 
 /* Frames some of the raw bytes. */
 CHAOSI_FN void chaosi_flow_frame(chaosi_flow *f) {
     char *data = f->buf + f->at;
-    size_t most = f->slice && f->slice < f->len ? f->slice : f->len, made = most;
+    size_t most = f->slice && f->slice < f->len ? f->slice : f->len, made = most, sent;
     int r = 0;
     f->used = most;
     if (f->body == CHAOSI_BODY_LENGTH) {
@@ -3895,13 +3605,15 @@ CHAOSI_FN void chaosi_flow_frame(chaosi_flow *f) {
         f->ended = r > 0;
         if (f->bad) return;
     }
-    if (f->chunk_out && made) {
-        int n = snprintf(f->size_line, sizeof f->size_line, "%zx\r\n", made);
-        chaosi_flow_out(f, f->size_line, (size_t)n);
-    }
-    chaosi_flow_out(f, data, made);
-    if (f->chunk_out && made) chaosi_flow_out(f, f->ended ? "\r\n0\r\n\r\n" : "\r\n", f->ended ? 7 : 2);
-    else if (f->chunk_out && f->ended) chaosi_flow_out(f, "0\r\n\r\n", 5);
+    sent = f->damage ? chaosi_damage(f, data, made) : made;
+    if (f->chunk_out && made) chaosi_flow_out(f, f->size_line, (size_t)snprintf(f->size_line, sizeof f->size_line, "%zx\r\n", made));
+    chaosi_flow_out(f, data, sent);
+    if (!f->chunk_out || f->cut) return;
+    if (made) chaosi_flow_out(f, "\r\n", 2);
+    if (!f->ended) return;
+    chaosi_flow_out(f, "0\r\n", 3);
+    chaosi_flow_out(f, f->chunk.text, chaosi_clean_trailers(f->head, f->chunk.text, f->chunk.text_len));
+    chaosi_flow_out(f, "\r\n", 2);
 }
 
 /* Sends what is framed. False = would block, or failed. */
@@ -3984,7 +3696,7 @@ CHAOSI_FN int chaosi_flows_wait(chaosi_worker *w, bool listening, chaosi_u64 dea
     int r;
     memset(p, 0, sizeof p);
     p[0].fd = w->client;
-    p[1].fd = w->upstream;
+    p[1].fd = w->who->upstream;
     if (chaosi_flow_wants_bytes(&w->up)) p[0].events = (short)(p[0].events | POLLIN);
     if (!chaosi_flow_over(&w->up) && w->up.out_count) p[1].events = (short)(p[1].events | POLLOUT);
     if (listening || chaosi_flow_wants_bytes(&w->down)) p[1].events = (short)(p[1].events | POLLIN);
@@ -4024,15 +3736,20 @@ CHAOSI_FN void chaosi_answer(chaosi_worker *w, int status, const char *fields, c
     if (!chaosi_send_all(w->client, w->out, o.len, chaosi_in(w->p->d.body_timeout))) w->close = true;
 }
 
-/* An error of the proxy itself: it closes, so that no byte of a refused message is taken for the next one. */
+/* An error of the proxy itself: it closes, so that no byte of a refused message is taken for the next one. Counted each
+   time, logged once a minute for each kind. */
 CHAOSI_FN void chaosi_refuse(chaosi_worker *w, chaosi_outcome why) {
+    const struct chaosi_refusal *r = &chaosi_refusals[why];
+    chaosi_proxy *p = w->p;
+    chaosi_u64 now = chaosi_clock(false), told = CHAOSI_LOAD(&p->told[why]);
     char fields[160], body[200];
-    const chaosi_refusal *r = &chaosi_refusals[why];
     int n = snprintf(body, sizeof body, "chaos-proxy: %s\n", r->text);
     snprintf(fields, sizeof fields, "Proxy-Status: chaos; error=%s\r\n", r->error);
     w->close = w->lingers = true;
     if (!r->status) return;
-    chaosi_count(w->p->c, why <= CHAOSI_SLOW_BODY ? CHAOSI_WORD(rejected) : CHAOSI_WORD(upstream_errors), 1);
+    chaosi_count(p->c, why <= CHAOSI_SLOW_BODY ? CHAOSI_WORD(rejected) : CHAOSI_WORD(upstream_errors), 1);
+    if ((!told || now - told > CHAOSI_TOLD_NS) && CHAOSI_CAS(&p->told[why], &told, now))
+        chaosi_note(p->c, why <= CHAOSI_SLOW_BODY ? "rejected" : "upstream-error", "client", w->who->peer, r->text);
     if (!w->replied) chaosi_answer(w, r->status, fields, body, (size_t)n);
 }
 
@@ -4052,18 +3769,18 @@ CHAOSI_FN chaosi_outcome chaosi_dial_outcome(int problem) {
 }
 
 /* -- reading a request -- */
-/* The bytes after the request move to the front. */
-CHAOSI_FN void chaosi_next_request(chaosi_worker *w, size_t at, size_t len) {
-    memmove(w->in, w->in + at, len);
-    w->in_len = len;
-}
-
-/* The first bytes of a request. A stop shuts a connection that is idle for reading. */
+/* The first bytes of a request: when there are none now, the connection parks. */
 CHAOSI_FN ssize_t chaosi_first_bytes(chaosi_worker *w) {
-    ssize_t n = 0;
-    CHAOSI_SWAP(&w->idle, 1u);
-    if (!CHAOSI_SEQ(&w->p->stopping)) n = chaosi_recv_first(w->client, w->in, (size_t)w->p->d.head_limit);
-    CHAOSI_SWAP(&w->idle, 0u);
+    size_t most = (size_t)w->p->d.head_limit;
+    ssize_t n = -1;
+#ifdef CHAOSI_EPOLL
+    if (w->ready) n = w->who->known ? recv(w->client, w->in, most, MSG_DONTWAIT) : chaosi_recv_first(w->client, w->in, most);
+    w->parks = !w->ready || (n < 0 && chaosi_would_block());
+    w->ready = false;
+#else
+    chaosi_sleep_until(chaosi_in(w->p->d.idle_timeout), w->client, CHAOSI_STOP(w->p->c)[0]);
+    n = recv(w->client, w->in, most, MSG_DONTWAIT);
+#endif
     return n;
 }
 
@@ -4080,7 +3797,7 @@ CHAOSI_FN ssize_t chaosi_more_bytes(chaosi_worker *w, chaosi_u64 deadline) {
     return n;
 }
 
-/* A head in w->in: true = w->req and w->head_len are set, false = the connection is over (answered if need be). */
+/* A head in w->in: true = w->req and w->head_len are set, false = the connection parks, or is over (answered if need be). */
 CHAOSI_FN bool chaosi_read_head(chaosi_worker *w) {
     chaosi_proxy *p = w->p;
     chaosi_u64 deadline = w->in_len ? chaosi_in(p->d.head_timeout) : 0;
@@ -4113,6 +3830,8 @@ CHAOSI_FN const char *chaosi_worker_header(void *user, const char *name, size_t 
 CHAOSI_FN void chaosi_ask(chaosi_worker *w) {
     chaos_request r;
     chaosi_span key = w->p->d.key_header ? chaosi_field_value(&w->req, w->p->d.key_header) : chaosi_of(NULL, 0);
+    memset(&w->verdict, 0, sizeof w->verdict);
+    if (!CHAOSI_LOAD(&w->p->c->armed)) return;
     memset(&r, 0, sizeof r);
     r.method = w->req.method.at;
     r.method_len = w->req.method.len;
@@ -4122,19 +3841,20 @@ CHAOSI_FN void chaosi_ask(chaosi_worker *w) {
     r.key_len = key.len;
     r.header = chaosi_worker_header;
     r.user = w;
-    if (CHAOSI_LOAD(&w->p->c->armed)) chaosi_decide(w->p->c, &r, &w->verdict);
-    else memset(&w->verdict, 0, sizeof w->verdict);
+    chaosi_decide(w->p->c, &r, &w->verdict);
 }
 
-/* Waits out an injected delay or hang; after a stop, no longer than the drain. True = the whole time passed. */
-CHAOSI_FN bool chaosi_hold(chaosi_worker *w, chaosi_u64 ns) {
-    chaosi_u64 deadline = chaosi_clock(false) + ns, drained;
+CHAOSI_FN void chaosi_want_worker(chaosi_proxy *p);
+
+/* Waits out an injected delay or hang; after a stop, no longer than the drain. */
+CHAOSI_FN void chaosi_hold(chaosi_worker *w, chaosi_u64 ns) {
+    chaosi_u64 deadline = chaosi_clock(false) + ns, now;
+    if (!CHAOSI_LOAD(&w->p->idle)) chaosi_want_worker(w->p);
     chaosi_wait(w->p->c, deadline, CHAOSI_STOP(w->p->c)[0]);
-    if (chaosi_clock(false) < deadline && CHAOSI_SEQ(&w->p->c->armed) && chaosi_readable(CHAOSI_STOP(w->p->c)[0])) {
-        drained = chaosi_in(w->p->d.drain_timeout);
-        chaosi_wait(w->p->c, chaosi_min(deadline, drained), -1);
-    }
-    return chaosi_clock(false) >= deadline;
+    now = chaosi_clock(false);
+    if (now >= deadline) CHAOSI_LATE(now - deadline);
+    else if (CHAOSI_SEQ(&w->p->c->armed) && chaosi_readable(CHAOSI_STOP(w->p->c)[0]))
+        chaosi_wait(w->p->c, chaosi_min(deadline, chaosi_in(w->p->d.drain_timeout)), -1);
 }
 
 /* Reads and drops the request body, if it is short: true = the connection stays usable. */
@@ -4142,8 +3862,7 @@ CHAOSI_FN bool chaosi_swallow_body(chaosi_worker *w) {
     chaosi_u64 deadline = chaosi_in(1000);
     chaosi_flow *f = &w->up;
     size_t bytes = 0;
-    chaosi_flow_start(f, w->client, -1, w->in + w->head_len, w->in_cap - w->head_len, w->in_len - w->head_len);
-    chaosi_flow_body(f, chaosi_request_body(&w->req), w->req.length, false);
+    chaosi_start_up(w, -1, chaosi_request_body(&w->req));
     if (chaosi_has_body(&w->req) && (w->req.expects || w->req.length > CHAOSI_INJECT_BODY_MAX)) return false;
     for (;;) {
         bytes += f->len;
@@ -4164,17 +3883,6 @@ CHAOSI_FN void chaosi_inject_status(chaosi_worker *w) {
     chaosi_answer(w, w->verdict.status, fields, body, len);
 }
 
-/* Faults that end the request here. True = the connection may go on with the next request. */
-CHAOSI_FN bool chaosi_inject(chaosi_worker *w) {
-    if (w->verdict.kind == CHAOS_RESET) {
-        chaosi_make_reset(w->client);
-        return false;
-    }
-    if (!chaosi_swallow_body(w)) w->close = w->lingers = true;
-    if (w->verdict.kind == CHAOS_STATUS) chaosi_inject_status(w);
-    return w->verdict.kind == CHAOS_STATUS && !w->close;
-}
-
 /* No reply until the client goes, chaos goes off, or the cap. True = chaos went off: the request goes on. */
 CHAOSI_FN bool chaosi_hang(chaosi_worker *w) {
     chaosi_u64 end = chaosi_clock(false) + CHAOSI_HANG_MAX_NS;
@@ -4190,6 +3898,17 @@ CHAOSI_FN bool chaosi_hang(chaosi_worker *w) {
     return false;
 }
 
+/* A fault in the place of a reply. With errorWhen "after" the upstream has done its work and its answer is thrown away. True
+   = the client's connection may go on. */
+CHAOSI_FN bool chaosi_inject(chaosi_worker *w) {
+    bool read = w->verdict.after ? w->up.done : w->verdict.kind == CHAOS_RESET || chaosi_swallow_body(w);
+    if (!read) w->close = w->lingers = true;
+    if (w->verdict.kind == CHAOS_RESET) chaosi_make_reset(w->client);
+    if (w->verdict.kind == CHAOS_HANG && w->verdict.after) chaosi_hang(w);
+    if (w->verdict.kind == CHAOS_STATUS) chaosi_inject_status(w);
+    return w->verdict.kind == CHAOS_STATUS && !w->close;
+}
+
 /* -- forwarding -- */
 CHAOSI_FN bool chaosi_put_upstream_head(chaosi_worker *w) {
     chaosi_out o = chaosi_into(w->out, w->out_cap);
@@ -4197,91 +3916,107 @@ CHAOSI_FN bool chaosi_put_upstream_head(chaosi_worker *w) {
     if (w->req.authority.len) host = w->req.authority;
     if (w->p->d.host_header) host = chaosi_str(w->p->d.host_header);
     if (!host.len) host = chaosi_str(w->p->host_port);
-    chaosi_put_request(&o, &w->req, w->p->prefix, host, w->peer);
-    chaosi_flow_start(&w->up, w->client, w->upstream, w->in + w->head_len, w->in_cap - w->head_len, w->in_len - w->head_len);
-    chaosi_flow_body(&w->up, chaosi_request_body(&w->req), w->req.length, w->req.chunked);
+    chaosi_put_request(&o, &w->req, w->p->prefix, host, w->who->peer);
+    if (w->who->armed && (w->req.chunked || w->req.tunnel || w->req.length > CHAOSI_BODY_BUFFER))
+        w->who->armed = !chaosi_watch(w->p, false, w->client, w->who, false); /* what is streamed wakes nobody else */
+    chaosi_start_up(w, w->who->upstream, chaosi_request_body(&w->req));
+    w->up.chunk_out = w->req.chunked;
     chaosi_flow_out(&w->up, w->out, o.len);
     return o.len < o.cap;
 }
 
-/* Reads what the upstream sent: 1 = a head is in w->reply, 0 = not yet, -1 = garbage, -2 = closed and nothing read, -3 =
-   timeout. When the request is out and nothing has come yet, it waits in recv. */
-CHAOSI_FN int chaosi_reply_arrives(chaosi_worker *w, int *head_len) {
-    bool wait = chaosi_flow_over(&w->up) && !w->rep_len;
-    char *to = w->rep + w->rep_len;
-    ssize_t n = wait ? chaosi_recv_first(w->upstream, to, w->rep_cap) : recv(w->upstream, to, w->rep_cap - w->rep_len, MSG_DONTWAIT);
-    if (n < 0 && chaosi_would_block()) return wait ? -3 : 0;
-    if (n <= 0) return w->rep_len ? -1 : -2;
-    w->rep_len += (size_t)n;
-    *head_len = chaosi_http_reply(&w->reply, w->rep, w->rep_len);
-    if (*head_len < 0 || (*head_len ? *head_len : (int)w->rep_len) > w->p->d.head_limit) return -1;
-    return *head_len > 0;
+/* What a cache could keep a damaged or delayed reply by, past the experiment. */
+CHAOSI_FN bool chaosi_is_validator(const chaosi_worker *w, chaosi_span name) {
+    static const char *const names[] = {"cache-control", "etag",   "last-modified",  "age", /* and of corrupt ones: */
+                                        "content-md5",   "digest", "content-digest", "repr-digest"};
+    size_t i, count = w->verdict.kind == CHAOS_PASS ? 0 : w->verdict.kind == CHAOS_CORRUPT ? 8 : 4;
+    for (i = 0; i < count; i++)
+        if (chaosi_is(name, names[i])) return true;
+    return false;
+}
+
+/* Status line and fields of the upstream's reply, as they go on. */
+CHAOSI_FN chaosi_out chaosi_put_reply(chaosi_worker *w) {
+    chaosi_out o = chaosi_into(w->out, w->out_cap);
+    char line[32];
+    int i;
+    snprintf(line, sizeof line, "HTTP/1.1 %d ", w->reply.status);
+    chaosi_puts(&o, line);
+    chaosi_put_span(&o, w->reply.reason);
+    chaosi_puts(&o, "\r\n");
+    for (i = 0; i < w->reply.count; i++) {
+        chaosi_span name = w->reply.fields[i].name;
+        if (!chaosi_is_hop_by_hop(&w->reply, name) && !chaosi_is_validator(w, name)) chaosi_put_field(&o, name, w->reply.fields[i].value);
+    }
+    return o;
 }
 
 /* An interim reply goes on to a client that can take it (not HTTP/1.0), and off the buffer. */
 CHAOSI_FN void chaosi_forward_interim(chaosi_worker *w, int head_len) {
-    chaosi_out o = chaosi_into(w->out, w->out_cap);
-    char line[64];
-    int i;
-    snprintf(line, sizeof line, "HTTP/1.1 %d %s\r\n", w->reply.status, w->reply.status == 100 ? "Continue" : "Interim");
-    chaosi_puts(&o, line);
-    for (i = 0; i < w->reply.count; i++)
-        if (!chaosi_is_hop_by_hop(&w->reply, w->reply.fields[i].name))
-            chaosi_put_field(&o, w->reply.fields[i].name, w->reply.fields[i].value);
+    chaosi_out o = chaosi_put_reply(w);
     chaosi_puts(&o, "\r\n");
-    if (w->req.minor && w->reply.status != 101) chaosi_send_all(w->client, w->out, o.len, chaosi_in(w->p->d.body_timeout));
+    if (w->req.minor && o.len < o.cap) chaosi_send_all(w->client, w->out, o.len, chaosi_in(w->p->d.body_timeout));
     memmove(w->rep, w->rep + head_len, w->rep_len - (size_t)head_len);
     w->rep_len -= (size_t)head_len;
 }
 
-/* A final head in w->rep? Interim ones are passed on. 1 = yes, 0 = not yet, <0 as chaosi_reply_arrives. */
-CHAOSI_FN int chaosi_final_head(chaosi_worker *w, int *head_len) {
-    int r = chaosi_reply_arrives(w, head_len);
-    while (r == 1 && w->reply.status < 200) {
-        if (w->reply.status == 101) return -1; /* nobody asked for it: Upgrade is not forwarded */
-        chaosi_forward_interim(w, *head_len);
+/* What is in w->rep: CHAOSI_REPLY = a final head (interim ones are passed on), CHAOSI_STALE = not yet. */
+CHAOSI_FN chaosi_outcome chaosi_final_head(chaosi_worker *w, int *head_len) {
+    for (;;) {
         *head_len = w->rep_len ? chaosi_http_reply(&w->reply, w->rep, w->rep_len) : 0;
-        r = *head_len < 0 ? -1 : *head_len > 0;
+        if (*head_len < 0 || (*head_len ? *head_len : (int)w->rep_len) > w->p->d.head_limit) return CHAOSI_BAD_REPLY;
+        if (!*head_len) return CHAOSI_STALE;
+        if (w->reply.status >= 200 || (w->reply.status == 101 && w->req.tunnel)) return CHAOSI_REPLY;
+        if (w->reply.status == 101) return CHAOSI_BAD_REPLY;
+        chaosi_forward_interim(w, *head_len);
+        w->reused = false; /* it has answered: nothing is sent twice */
     }
-    return r;
 }
 
-/* Sends the request, its body as it comes, until the final reply head is there. */
+/* Sends the request, its body as it comes, until the final reply head is there. When the request is out and nothing has come
+   yet, it waits in recv. */
 CHAOSI_FN chaosi_outcome chaosi_ask_upstream(chaosi_worker *w, int *head_len) {
     const chaos_proxy_desc *d = &w->p->d;
     chaosi_u64 deadline = chaosi_in(d->reply_timeout);
     w->rep_len = 0;
     for (;;) {
         chaosi_u64 moved = w->up.moved;
-        int r;
+        chaosi_outcome outcome;
+        bool wait;
+        ssize_t n;
         if (!chaosi_flow_over(&w->up)) chaosi_flow_move(&w->up);
         if (w->up.bad) return CHAOSI_BAD_BODY;
         if (w->up.eof && !w->up.done) return CHAOSI_CLIENT_GONE;
         if (moved != w->up.moved) deadline = chaosi_in(chaosi_flow_over(&w->up) ? d->reply_timeout : d->body_timeout);
-        if (!chaosi_flow_over(&w->up) || w->rep_len) {
-            r = chaosi_flows_wait(w, true, deadline);
+        if (chaosi_clock(false) >= deadline) return CHAOSI_TIMED_OUT; /* interim replies without end */
+        wait = chaosi_flow_over(&w->up) && !w->rep_len;
+        if (!wait) {
+            int r = chaosi_flows_wait(w, true, deadline);
             if (r == 0) return chaosi_flow_wants_bytes(&w->up) ? CHAOSI_SLOW_BODY : CHAOSI_TIMED_OUT;
             if (!(r & 4)) continue;
         }
-        r = chaosi_final_head(w, head_len);
-        if (r == -3) return CHAOSI_TIMED_OUT;
-        if (r == 1) return CHAOSI_REPLY;
-        if (r == -2) return w->reused ? CHAOSI_STALE : CHAOSI_NO_REPLY;
-        if (r < 0) return CHAOSI_BAD_REPLY;
+        n = wait ? chaosi_recv_first(w->who->upstream, w->rep, w->rep_cap)
+                 : recv(w->who->upstream, w->rep + w->rep_len, w->rep_cap - w->rep_len, MSG_DONTWAIT);
+        if (n < 0 && chaosi_would_block() && wait) return CHAOSI_TIMED_OUT;
+        if (n < 0 && chaosi_would_block()) continue;
+        if (n <= 0) return w->rep_len ? CHAOSI_BAD_REPLY : w->reused ? CHAOSI_STALE : CHAOSI_NO_REPLY;
+        w->rep_len += (size_t)n;
+        outcome = chaosi_final_head(w, head_len);
+        if (outcome != CHAOSI_STALE) return outcome;
     }
 }
 
 /* One exchange up to the reply head, with one retry on a stale pooled socket when that is safe. */
 CHAOSI_FN chaosi_outcome chaosi_exchange(chaosi_worker *w, int *head_len) {
-    bool body = chaosi_has_body(&w->req), safe = chaosi_is_idempotent(&w->req) && !body;
+    bool safe = chaosi_is_idempotent(&w->req) && !chaosi_has_body(&w->req) && !w->req.tunnel;
     chaosi_outcome outcome = CHAOSI_STALE;
     int problem;
     w->reused = chaosi_pool_take(w, safe ? CHAOSI_POOL_IDLE_NS : CHAOSI_POST_IDLE_NS) >= 0;
     while (outcome == CHAOSI_STALE) {
-        if (w->upstream < 0 && (problem = chaosi_dial_upstream(w)) != 0) return chaosi_dial_outcome(problem);
+        if (w->who->upstream < 0 && (problem = chaosi_dial_upstream(w)) != 0) return chaosi_dial_outcome(problem);
         if (!chaosi_put_upstream_head(w)) return CHAOSI_BIG_HEAD;
         outcome = chaosi_ask_upstream(w, head_len);
-        if (outcome != CHAOSI_REPLY) chaosi_drop_fd(w, &w->upstream);
+        if (outcome != CHAOSI_REPLY) chaosi_drop_upstream(w);
         if (outcome == CHAOSI_STALE && !safe) outcome = CHAOSI_NO_REPLY;
     }
     return outcome;
@@ -4296,30 +4031,22 @@ CHAOSI_FN chaosi_body chaosi_reply_body(const chaosi_worker *w) {
 
 /* The reply head as the client gets it. False = too large. */
 CHAOSI_FN bool chaosi_put_client_head(chaosi_worker *w, chaosi_body body, size_t *len) {
-    chaosi_out o = chaosi_into(w->out, w->out_cap);
-    bool marked = w->verdict.kind != CHAOS_PASS;
+    chaosi_out o = chaosi_put_reply(w);
     char line[80];
-    int i;
-    snprintf(line, sizeof line, "HTTP/1.1 %d ", w->reply.status);
-    chaosi_puts(&o, line);
-    chaosi_put_span(&o, w->reply.reason);
-    chaosi_puts(&o, "\r\n");
-    for (i = 0; i < w->reply.count; i++) {
-        chaosi_span name = w->reply.fields[i].name;
-        if (chaosi_is_hop_by_hop(&w->reply, name)) continue;
-        if (marked &&
-            (chaosi_is(name, "cache-control") || chaosi_is(name, "etag") || chaosi_is(name, "last-modified") || chaosi_is(name, "age")))
-            continue;
-        chaosi_put_field(&o, w->reply.fields[i].name, w->reply.fields[i].value);
-    }
-    if (marked) {
+    if (w->verdict.kind) {
         snprintf(line, sizeof line, "X-Chaos-Injected: %s\r\nCache-Control: no-store\r\n", chaos_kind_text(w->verdict.kind));
         chaosi_puts(&o, line);
         snprintf(line, sizeof line, "X-Chaos-Delay-Ms: %u\r\n", w->verdict.delay_us / 1000);
         if (w->verdict.delay_us) chaosi_puts(&o, line);
     }
-    chaosi_put_framing(&o, body == CHAOSI_BODY_CHUNKED && w->req.minor > 0, w->reply.has_length && w->reply.status != 204, w->reply.length);
-    chaosi_put_connection(&o, w);
+    if (w->reply.status == 101) {
+        chaosi_puts(&o, "Connection: Upgrade\r\n");
+        chaosi_put_field(&o, chaosi_str("Upgrade"), w->reply.protocol);
+    } else {
+        chaosi_put_framing(&o, body == CHAOSI_BODY_CHUNKED && w->req.minor > 0, w->reply.has_length && w->reply.status != 204,
+                           w->reply.length);
+        chaosi_put_connection(&o, w);
+    }
     chaosi_puts(&o, "\r\n");
     *len = o.len;
     return o.len < o.cap;
@@ -4331,7 +4058,7 @@ CHAOSI_FN bool chaosi_stream(chaosi_worker *w) {
     for (;;) {
         chaosi_flow_move(down);
         if (!chaosi_flow_over(up)) chaosi_flow_move(up);
-        if (chaosi_flow_over(down)) return down->done;
+        if (chaosi_flow_over(down)) return down->done && !down->cut;
         if (down->slice && down->paced_until > chaosi_clock(false)) {
             chaosi_hold(w, down->paced_until - chaosi_clock(false));
             if (!CHAOSI_SEQ(&w->p->c->armed)) down->paced_until = down->slice = 0;
@@ -4341,21 +4068,53 @@ CHAOSI_FN bool chaosi_stream(chaosi_worker *w) {
     }
 }
 
+/* Another protocol: bytes both ways, until both sides have closed, one fails, or nothing moves for the idle time. */
+CHAOSI_FN void chaosi_tunnel(chaosi_worker *w) {
+    chaosi_flow *flows[2] = {&w->up, &w->down}, *f;
+    int i, open = 2;
+    chaosi_start_up(w, w->who->upstream, CHAOSI_BODY_CLOSE);
+    do {
+        for (i = 0; i < 2; i++) {
+            f = flows[i];
+            if (chaosi_flow_over(f)) continue;
+            chaosi_flow_move(f);
+            if (!chaosi_flow_over(f)) continue;
+            if (!f->done) return;
+            shutdown(f->to, SHUT_WR);
+            open--;
+        }
+    } while (open && chaosi_flows_wait(w, false, chaosi_in(w->p->d.idle_timeout)));
+}
+
+/* Truncate and corrupt need a body to damage. */
+CHAOSI_FN void chaosi_spare_bodiless(chaosi_worker *w, chaosi_body body) {
+    if (w->verdict.kind < CHAOS_TRUNCATE || (body != CHAOSI_BODY_NONE && (body != CHAOSI_BODY_LENGTH || w->reply.length))) return;
+    chaosi_count(w->p->c, CHAOSI_WORD(skipped), 1);
+    w->verdict.kind = CHAOS_PASS;
+}
+
 /* The reply head is in w->rep: send it on, with its body. True = the client's connection may go on. */
 CHAOSI_FN bool chaosi_relay(chaosi_worker *w, int head_len) {
-    chaosi_body body = chaosi_reply_body(w);
+    chaosi_body body = w->reply.status == 101 ? CHAOSI_BODY_CLOSE : chaosi_reply_body(w);
     chaosi_flow *down = &w->down;
-    size_t len;
+    size_t len, at = (size_t)head_len;
     bool whole;
     if (!w->up.done) w->close = w->lingers = true; /* an early reply: the rest of the body is not wanted */
     if (body == CHAOSI_BODY_CLOSE || (body == CHAOSI_BODY_CHUNKED && !w->req.minor)) w->close = true;
+    chaosi_spare_bodiless(w, w->reply.status == 101 ? CHAOSI_BODY_NONE : body);
     if (!chaosi_put_client_head(w, body, &len)) {
         chaosi_refuse(w, CHAOSI_BAD_REPLY);
         return false;
     }
-    chaosi_flow_start(down, w->upstream, w->client, w->rep + head_len, w->rep_cap - (size_t)head_len, w->rep_len - (size_t)head_len);
-    chaosi_flow_body(down, body, w->reply.length, body == CHAOSI_BODY_CHUNKED && w->req.minor > 0);
+    chaosi_flow_start(down, &w->reply, body, w->who->upstream, w->client, w->rep + at, w->rep_cap - at, w->rep_len - at);
+    down->chunk_out = body == CHAOSI_BODY_CHUNKED && w->req.minor > 0;
     chaosi_flow_out(down, w->out, len);
+    if (w->reply.status == 101) {
+        chaosi_tunnel(w);
+        chaosi_count(w->p->c, CHAOSI_WORD(proxied), 1);
+        return false;
+    }
+    down->damage = w->verdict.kind >= CHAOS_TRUNCATE ? w->verdict.kind : 0;
     if (w->verdict.bandwidth) {
         down->slice = (size_t)w->verdict.bandwidth * 1024 / 20 + 1; /* a twentieth of a second each */
         down->paced_until = chaosi_clock(false);
@@ -4366,19 +4125,10 @@ CHAOSI_FN bool chaosi_relay(chaosi_worker *w, int head_len) {
         return false;
     }
     w->replied = true;
-    chaosi_count(w->p->c, whole ? CHAOSI_WORD(proxied) : CHAOSI_WORD(upstream_errors), 1);
+    chaosi_count(w->p->c, whole || down->cut ? CHAOSI_WORD(proxied) : CHAOSI_WORD(upstream_errors), 1);
     if (whole && w->up.done && !down->len && body != CHAOSI_BODY_CLOSE && w->reply.keep_alive) chaosi_pool_put(w);
     if (!whole && body != CHAOSI_BODY_LENGTH && !down->chunk_out) chaosi_make_reset(w->client); /* a cut message must look cut */
     return whole && !w->close;
-}
-
-/* The upstream has done its work; its answer is thrown away. True = the client's connection may go on. */
-CHAOSI_FN bool chaosi_replace(chaosi_worker *w) {
-    if (!w->up.done) w->close = w->lingers = true;
-    if (w->verdict.kind == CHAOS_RESET) chaosi_make_reset(w->client);
-    else if (w->verdict.kind == CHAOS_HANG) chaosi_hang(w);
-    else if (w->verdict.kind == CHAOS_STATUS) chaosi_inject_status(w);
-    return w->verdict.kind == CHAOS_STATUS && !w->close;
 }
 
 /* Forwards the request. True = the client's connection may go on. */
@@ -4388,161 +4138,269 @@ CHAOSI_FN bool chaosi_forward(chaosi_worker *w) {
     chaosi_outcome outcome = chaosi_exchange(w, &head_len);
     bool on = false;
     if (outcome != CHAOSI_REPLY) chaosi_refuse(w, outcome);
-    else on = w->verdict.after ? chaosi_replace(w) : chaosi_relay(w, head_len);
-    chaosi_drop_fd(w, &w->upstream);
+    else on = w->verdict.after && w->verdict.kind < CHAOS_TRUNCATE ? chaosi_inject(w) : chaosi_relay(w, head_len);
+    chaosi_drop_upstream(w);
     chaosi_count_outcome(w->p->c, outcome == CHAOSI_REPLY ? w->reply.status : 0, (chaosi_clock(false) - start) / 1000);
     return on;
 }
 
 /* One request. True = the connection may go on with the next. */
 CHAOSI_FN bool chaosi_serve_one(chaosi_worker *w) {
-    bool on = false;
-    w->replied = w->close = w->lingers = false;
+    bool on;
+    int kind;
+    w->replied = w->close = w->lingers = w->parks = false;
     if (!chaosi_read_head(w)) return false;
+    CHAOSI_ADD(&w->p->served, 1u);
     w->close = !w->req.keep_alive || CHAOSI_LOAD(&w->p->stopping);
     chaosi_ask(w);
     if (w->verdict.kind == CHAOS_DELAY) chaosi_hold(w, (chaosi_u64)w->verdict.delay_us * 1000);
     if (w->verdict.kind == CHAOS_HANG && !w->verdict.after && chaosi_hang(w)) chaosi_spare(&w->verdict);
-    if (w->verdict.kind < CHAOS_STATUS || w->verdict.after) on = chaosi_forward(w);
-    else if (w->verdict.kind != CHAOS_HANG) on = chaosi_inject(w);
+    kind = w->verdict.kind;
+    if (kind < CHAOS_STATUS || kind >= CHAOS_TRUNCATE || w->verdict.after) on = chaosi_forward(w);
+    else on = kind != CHAOS_HANG && chaosi_inject(w);
     if (w->verdict.ticket) chaosi_give_ticket(w->p->c, w->verdict.ticket);
-    if (on) chaosi_next_request(w, w->head_len + w->up.at, w->up.len);
-    return on;
+    if (!on) return false;
+    memmove(w->in, w->in + w->head_len + w->up.at, w->up.len); /* what came behind the request */
+    w->in_len = w->up.len;
+    return true;
 }
 
-CHAOSI_FN void chaosi_serve(chaosi_worker *w) {
-    chaosi_count(w->p->c, CHAOSI_WORD(connections), 1);
-    CHAOSI_ADD(&w->p->c->connections_now, 1u);
-    w->in_len = 0;
-    while (chaosi_serve_one(w)) {}
-    if (w->lingers && !CHAOSI_LOAD(&w->p->hard)) chaosi_linger(w->client, chaosi_in(1000));
-    chaosi_drop_fd(w, &w->client);
-    CHAOSI_ADD(&w->p->c->connections_now, ~0u);
+/* -- clients -- */
+/* At the connection limit new ones wait in the backlog; how long that held somebody up is counted. Under the lock. */
+CHAOSI_FN void chaosi_watch_listener(chaosi_proxy *p, bool on) {
+    chaosi_u64 now = chaosi_clock(false);
+    chaosi_watch(p, false, p->listener, &p->listener, on);
+    if (!on) p->full_since = now;
+    if (!on || !chaosi_readable(p->listener)) return;
+    p->full_ns += now - p->full_since;
+    chaosi_count(p->c, CHAOSI_WORD(capped_ms), p->full_ns / CHAOSI_MS);
+    p->full_ns %= CHAOSI_MS;
+    if (!p->full_told)
+        chaosi_note(p->c, "capped", "client", "", "max_connections is reached: new clients wait, and it, not the fault, sets the pace");
+    p->full_told = true;
 }
 
-/* -- workers -- */
-/* Waits for a connection; sees to it that another worker waits meanwhile. False = the proxy stops. */
-CHAOSI_FN bool chaosi_accept(chaosi_worker *w) {
+/* A free place, NULL = none. The last one stops accepting. */
+CHAOSI_FN chaosi_client *chaosi_admit(chaosi_proxy *p) {
+    chaosi_client *who = NULL;
+    pthread_mutex_lock(&p->lock);
+    if (p->client_count < p->d.max_connections) {
+        who = p->free_clients;
+        if (who) p->free_clients = who->next_free;
+        else who = &p->clients[p->client_used++];
+        who->fd = who->upstream = -1;
+        who->known = who->armed = false;
+        CHAOSI_ORDERED(&who->place, CHAOSI_BUSY);
+        if (++p->client_count == p->d.max_connections) chaosi_watch_listener(p, false);
+    }
+    pthread_mutex_unlock(&p->lock);
+    return who;
+}
+
+/* Closes a connection that the caller owns, and frees its place. */
+CHAOSI_FN void chaosi_dismiss(chaosi_proxy *p, chaosi_client *who) {
+    int fd = who->fd;
+    pthread_mutex_lock(&p->lock);
+    CHAOSI_ORDERED(&who->place, CHAOSI_FREE);
+    who->next_free = p->free_clients;
+    p->free_clients = who;
+    if (p->client_count-- == p->d.max_connections) chaosi_watch_listener(p, true);
+    pthread_mutex_unlock(&p->lock);
+    if (fd < 0) return;
+    close(fd);
+    CHAOSI_ADD(&p->c->connections_now, ~0u);
+}
+
+/* A new connection, NULL = none after all. */
+CHAOSI_FN chaosi_client *chaosi_accept(chaosi_proxy *p) {
     struct sockaddr_storage addr;
-    chaosi_proxy *p = w->p;
-    for (;;) {
-        socklen_t len = sizeof addr;
-        int fd;
-#ifndef __linux__ /* there, shutdown() of the listener wakes accept */
-        while (!chaosi_readable(p->listener) && !CHAOSI_SEQ(&p->stopping))
-            chaosi_sleep_until(chaosi_in(1000), p->listener, CHAOSI_STOP(p->c)[0]);
+    socklen_t len = sizeof addr;
+    chaosi_client *who = chaosi_admit(p);
+    int fd = who ? accept(p->listener, (struct sockaddr *)(void *)&addr, &len) : -1;
+    bool short_of = fd < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS);
+    if (fd >= 0) {
+        fcntl(fd, F_SETFD, FD_CLOEXEC);
+#ifndef __linux__
+        fcntl(fd, F_SETFL, 0); /* BSDs hand O_NONBLOCK on */
 #endif
-        fd = CHAOSI_SEQ(&p->stopping) ? -1 : accept(p->listener, (struct sockaddr *)(void *)&addr, &len);
-        if (fd >= 0) {
-            fcntl(fd, F_SETFD, FD_CLOEXEC);
-            chaosi_set_fd(w, &w->client, fd);
-            chaosi_name_address(&addr, len, true, w->peer, sizeof w->peer);
-            return true;
-        }
-        if (CHAOSI_SEQ(&p->stopping)) return false;
-        if (errno == ECONNABORTED || errno == EINTR || errno == EAGAIN) continue;
-        chaosi_pool_trim(p, 0); /* EMFILE, ENOMEM: give back what we can; the connection waits in the backlog */
-        chaosi_nap(20 * CHAOSI_MS);
+        chaosi_name_address(&addr, len, true, who->peer, sizeof who->peer);
+        CHAOSI_ORDERED(&who->fd, fd);
+        if (CHAOSI_SEQ(&p->hard)) shutdown(fd, SHUT_RDWR);
+        chaosi_count(p->c, CHAOSI_WORD(connections), 1);
+        CHAOSI_ADD(&p->c->connections_now, 1u);
+        return who;
+    }
+    if (who) chaosi_dismiss(p, who);
+    if (short_of) chaosi_pool_trim(p, 0); /* give back what we can; the connection waits in the backlog */
+    if (short_of || !who) chaosi_nap(20 * CHAOSI_MS);
+    return NULL;
+}
+
+/* Takes a parked client. False = somebody has it; when it is busy, its owner will look again. */
+CHAOSI_FN bool chaosi_claim(chaosi_client *who) {
+    chaosi_u64 place = CHAOSI_SEQ(&who->place);
+    while ((place & 3u) == CHAOSI_PARKED || place == CHAOSI_BUSY)
+        if (CHAOSI_CAS(&who->place, &place, place == CHAOSI_BUSY ? CHAOSI_NEWS : CHAOSI_BUSY)) return place != CHAOSI_BUSY;
+    return false;
+}
+
+/* The connection waits in the epoll set; from here on it is another's. False = it has something to say already. */
+CHAOSI_FN bool chaosi_park(chaosi_proxy *p, chaosi_client *who) {
+    chaosi_u64 busy = CHAOSI_BUSY, parked = chaosi_clock(false) | CHAOSI_PARKED;
+    bool armed = who->armed || chaosi_watch(p, !who->known, who->fd, who, true); /* it tells at once of what came before */
+    who->known = true;
+    who->armed = armed;
+    if (armed && !CHAOSI_CAS(&who->place, &busy, parked)) {
+        CHAOSI_ORDERED(&who->place, CHAOSI_BUSY);
+        return false;
+    }
+    if (!armed || (CHAOSI_SEQ(&p->stopping) && CHAOSI_CAS(&who->place, &parked, CHAOSI_BUSY))) chaosi_dismiss(p, who);
+    return true;
+}
+
+/* Closes parked connections that were idle for longer than `ns`. */
+CHAOSI_FN void chaosi_sweep(chaosi_proxy *p, chaosi_u64 ns) {
+    chaosi_u64 now = chaosi_clock(false);
+    int i, used;
+    pthread_mutex_lock(&p->lock);
+    used = p->client_used;
+    pthread_mutex_unlock(&p->lock);
+    for (i = 0; i < used; i++) {
+        chaosi_u64 place = CHAOSI_SEQ(&p->clients[i].place);
+        if ((place & 3u) == CHAOSI_PARKED && now >= (place & ~(chaosi_u64)3) + ns && CHAOSI_CAS(&p->clients[i].place, &place, CHAOSI_BUSY))
+            chaosi_dismiss(p, &p->clients[i]);
     }
 }
 
+/* False = enough others are idle: this worker may go. */
+CHAOSI_FN bool chaosi_is_needed(chaosi_proxy *p) {
+    chaosi_u32 idle = CHAOSI_LOAD(&p->idle);
+    return idle <= CHAOSI_SPARE_WORKERS || !CHAOSI_CAS(&p->idle, &idle, idle - 1u);
+}
+
+/* Waits for a client with something to say: a new one, or a parked one. False = this worker ends. */
+CHAOSI_FN bool chaosi_next_client(chaosi_worker *w) {
+    chaosi_proxy *p = w->p;
+    for (;;) {
+#ifdef CHAOSI_EPOLL
+        struct epoll_event e;
+        int n = epoll_wait(p->ready, &e, 1, 1000);
+        if (n > 0 && e.data.ptr == p) CHAOSI_ORDERED(&p->stopping, 1u);
+        if (n > 0 && !CHAOSI_SEQ(&p->stopping)) {
+            w->who = e.data.ptr == &p->listener ? chaosi_accept(p) : (chaosi_client *)e.data.ptr;
+            if (w->who && (e.data.ptr == &p->listener || chaosi_claim(w->who))) return true;
+        }
+#else
+        int n;
+        chaosi_sleep_until(chaosi_in(1000), p->listener, CHAOSI_STOP(p->c)[0]);
+        n = chaosi_readable(p->listener);
+        if (chaosi_readable(CHAOSI_STOP(p->c)[0])) CHAOSI_ORDERED(&p->stopping, 1u);
+        if (n && !CHAOSI_SEQ(&p->stopping) && (w->who = chaosi_accept(p)) != NULL) return true;
+#endif
+        if (CHAOSI_SEQ(&p->stopping) || (n == 0 && !chaosi_is_needed(p))) return false;
+    }
+}
+
+CHAOSI_FN void chaosi_serve(chaosi_worker *w) {
+    w->client = w->who->fd;
+    w->in_len = 0;
+    w->ready = true;
+    for (;;) {
+        while (chaosi_serve_one(w)) {}
+        if (!w->parks) break;
+        if (chaosi_park(w->p, w->who)) return;
+        w->ready = true;
+    }
+    if (w->lingers && !CHAOSI_LOAD(&w->p->hard)) chaosi_linger(w->client, chaosi_in(1000));
+    chaosi_dismiss(w->p, w->who);
+}
+
+/* -- workers -- */
 static void *chaosi_worker_main(void *arg);
 
-/* Adds a worker; its places in worker_count and idle_count are taken already. False = it could not be had. */
+/* Starts a worker; it counts as idle from here on. False = the limit, the stop, or no memory or thread to be had. */
 CHAOSI_FN bool chaosi_add_worker(chaosi_proxy *p) {
     size_t head = (size_t)p->d.head_limit, in_cap = head + CHAOSI_BODY_BUFFER, out_cap = head + CHAOSI_HEAD_ROOM;
     size_t self = (sizeof(chaosi_worker) + 63) / 64 * 64;
-    char *block = (char *)p->c->desc.alloc(p->c->desc.alloc_user, self + 2 * in_cap + out_cap);
+    bool room = CHAOSI_ENTER(&p->workers, 1u) < (chaosi_u32)p->d.max_connections && !CHAOSI_SEQ(&p->stopping);
+    char *block = room ? (char *)p->c->desc.alloc(p->c->desc.alloc_user, self + 2 * in_cap + out_cap) : NULL;
     chaosi_worker *w = (chaosi_worker *)(void *)block;
     pthread_t thread;
-    bool started = false;
-    if (block) {
-        memset(w, 0, sizeof *w);
+    CHAOSI_ENTER(&p->idle, 1u);
+    if (w) {
+        memset(w, 0, offsetof(chaosi_worker, up));
         w->p = p;
-        w->client = w->upstream = -1;
         w->in = block + self;
         w->rep = w->in + in_cap;
         w->out = w->rep + in_cap;
         w->in_cap = w->rep_cap = in_cap;
         w->out_cap = out_cap;
-        started = chaosi_thread(&thread, chaosi_worker_main, w);
-        if (!started) p->c->desc.free(p->c->desc.alloc_user, block);
+        if (chaosi_thread(&thread, chaosi_worker_main, w)) return true;
+        p->c->desc.free(p->c->desc.alloc_user, w);
     }
-    if (started) return true;
-    pthread_mutex_lock(&p->lock);
-    p->worker_count--;
-    p->idle_count--;
-    pthread_mutex_unlock(&p->lock);
+    CHAOSI_ENTER(&p->idle, ~0u);
+    CHAOSI_ENTER(&p->workers, ~0u);
     return false;
 }
 
-/* The worker has a connection: somebody else must wait for the next one, if the limit allows. */
-CHAOSI_FN void chaosi_leave_spare(chaosi_proxy *p) {
-    bool wanted;
-    pthread_mutex_lock(&p->lock);
-    p->idle_count--;
-    wanted = p->idle_count == 0 && p->worker_count < p->d.max_connections && !CHAOSI_LOAD(&p->stopping);
-    p->worker_count += wanted;
-    p->idle_count += wanted;
-    pthread_mutex_unlock(&p->lock);
-    if (wanted) chaosi_add_worker(p); /* when it cannot be had, this one just serves and comes back */
+/* Workers that are not held by an injected delay. */
+CHAOSI_FN int chaosi_active(chaosi_proxy *p) { return (int)CHAOSI_LOAD(&p->workers) - (int)CHAOSI_LOAD(&p->c->waiting); }
+
+/* Nobody waits for the next client: start one, up to the eager ones; beyond, the run looks whether that would help. */
+CHAOSI_FN void chaosi_want_worker(chaosi_proxy *p) {
+    if (chaosi_active(p) < CHAOSI_EAGER_WORKERS) chaosi_add_worker(p);
+    else if (!CHAOSI_SWAP(&p->starving, 1u)) chaosi_ring(p->c, CHAOSI_BELL(p->c)[1]);
 }
 
-/* False = there are enough idle workers: this one may go. */
-CHAOSI_FN bool chaosi_stays(chaosi_proxy *p) {
-    bool stays;
-    pthread_mutex_lock(&p->lock);
-    stays = p->idle_count < CHAOSI_SPARE_WORKERS;
-    p->idle_count += stays;
-    pthread_mutex_unlock(&p->lock);
-    return stays;
+/* No worker is idle. While clients wait and requests take longer than CHAOSI_GROW_MS (by Little's law: fewer end in that time
+   than are in progress), the workers grow by half: more of them would not help against a processor that is busy. */
+CHAOSI_FN void chaosi_grow(chaosi_proxy *p) {
+    chaosi_drain(p->c, CHAOSI_BELL(p->c)[0]);
+    while (!CHAOSI_LOAD(&p->idle) && !chaosi_readable(CHAOSI_STOP(p->c)[0])) {
+        chaosi_u64 start = chaosi_clock(false), passed;
+        chaosi_u32 served = CHAOSI_LOAD(&p->served);
+        int active, n;
+        chaosi_nap(CHAOSI_GROW_MS * CHAOSI_MS);
+        if (!chaosi_readable(p->ready)) break;
+        passed = (chaosi_clock(false) - start) / CHAOSI_MS;
+        active = chaosi_active(p);
+        served = CHAOSI_LOAD(&p->served) - served;
+        if ((chaosi_u64)served * CHAOSI_GROW_MS >= (chaosi_u64)active * passed) continue;
+        for (n = active < CHAOSI_EAGER_WORKERS ? CHAOSI_EAGER_WORKERS : active / 2; n > 0 && chaosi_add_worker(p); n--) {}
+    }
+    CHAOSI_SWAP(&p->starving, 0u);
 }
 
-CHAOSI_FN void chaosi_enlist(chaosi_worker *w) {
-    pthread_mutex_lock(&w->p->lock);
-    w->next = w->p->workers;
-    w->p->workers = w;
-    pthread_mutex_unlock(&w->p->lock);
-}
-
-/* Leaves the list, and leaves this thread for the next one that goes (or the run) to join. */
-CHAOSI_FN void chaosi_retire(chaosi_worker *w, bool was_idle) {
-    chaosi_proxy *p = w->p;
-    chaosi_worker **link = &p->workers;
+/* Leaves this thread for the next one that goes (or the run) to join. */
+CHAOSI_FN void chaosi_retire(chaosi_proxy *p) {
     pthread_t before = pthread_self();
     bool has_before;
     pthread_mutex_lock(&p->lock);
-    while (*link != w) link = &(*link)->next;
-    *link = w->next;
-    p->c->desc.free(p->c->desc.alloc_user, w);
     has_before = p->has_gone;
     if (has_before) before = p->gone;
     p->gone = pthread_self();
     p->has_gone = true;
     pthread_mutex_unlock(&p->lock);
     if (has_before) pthread_join(before, NULL);
-    pthread_mutex_lock(&p->lock);
-    p->idle_count -= was_idle;
-    p->worker_count--;
-    pthread_mutex_unlock(&p->lock);
+    CHAOSI_ENTER(&p->workers, ~0u);
 }
 
 static void *chaosi_worker_main(void *arg) {
     chaosi_worker *w = (chaosi_worker *)arg;
     chaosi_proxy *p = w->p;
-    bool idle = true;
 #ifdef __linux__ /* SCHED_BATCH: a woken worker does not preempt the one that woke it */
     struct sched_param none;
     memset(&none, 0, sizeof none);
     pthread_setschedparam(pthread_self(), 3, &none);
+    prctl(PR_SET_TIMERSLACK, 1ul); /* delays end when they should: the default adds 50 us */
 #endif
-    chaosi_enlist(w);
-    while (idle && chaosi_accept(w)) {
-        chaosi_leave_spare(p);
+    while (chaosi_next_client(w)) {
+        if (CHAOSI_ENTER(&p->idle, ~0u) == 1) chaosi_want_worker(p);
         chaosi_serve(w);
-        idle = chaosi_stays(p);
+        CHAOSI_ENTER(&p->idle, 1u);
     }
-    chaosi_retire(w, idle);
+    p->c->desc.free(p->c->desc.alloc_user, w);
+    chaosi_retire(p);
     return NULL;
 }
 
@@ -4550,8 +4408,8 @@ static void *chaosi_worker_main(void *arg) {
 CHAOSI_FN chaos_result chaosi_parse_upstream(chaosi_proxy *p, chaos_error *err) {
     const char *url = p->d.upstream, *rest, *slash;
     chaosi_span authority;
-    char port[8] = "80";
     size_t len;
+    strcpy(p->port, "80");
     if (!url) return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "no upstream: http://HOST[:PORT][/PREFIX]");
     if (strncmp(url, "https://", 8) == 0)
         return chaosi_fail(err, CHAOS_ERR_UNSUPPORTED, "upstream %.100s: TLS is not in this version", url);
@@ -4560,8 +4418,8 @@ CHAOSI_FN chaos_result chaosi_parse_upstream(chaosi_proxy *p, chaos_error *err) 
     rest = url + 7;
     slash = strchr(rest, '/');
     authority = chaosi_of(rest, slash ? (size_t)(slash - rest) : strlen(rest));
-    if (!chaosi_is_host(authority) || !chaosi_split_address(authority, true, p->host, sizeof p->host, port, sizeof port) || !p->host[0] ||
-        atoi(port) == 0)
+    if (!chaosi_is_host(authority) || !chaosi_split_address(authority, true, p->host, sizeof p->host, p->port, sizeof p->port) ||
+        !p->host[0] || atoi(p->port) == 0)
         return chaosi_fail(err, CHAOS_ERR_ADDRESS, "upstream %.100s: bad host or port", url);
     memcpy(p->host_port, authority.at, authority.len);
     len = slash ? strlen(slash) : 0;
@@ -4569,8 +4427,34 @@ CHAOSI_FN chaos_result chaosi_parse_upstream(chaosi_proxy *p, chaos_error *err) 
     if (len >= sizeof p->prefix || (len && strpbrk(slash, "?# \t\r\n")))
         return chaosi_fail(err, CHAOS_ERR_ADDRESS, "upstream %.100s: the prefix must be a plain path", url);
     if (len) memcpy(p->prefix, slash, len);
-    p->address_count = chaosi_resolve(p->host, port, p->addresses, CHAOSI_ADDRESSES, err);
+    p->address_count = chaosi_resolve(p->host, p->port, p->addresses, CHAOSI_ADDRESSES, err);
     return p->address_count ? CHAOS_OK : CHAOS_ERR_UNREACHABLE;
+}
+
+/* Looks the upstream's name up again: at times, and when it could not be dialled. What is known is kept while the resolver
+   fails. A thread of its own, because getaddrinfo waits as long as it likes. */
+static void *chaosi_resolver(void *arg) {
+    chaosi_proxy *p = (chaosi_proxy *)arg;
+    chaosi_address found[CHAOSI_ADDRESSES];
+    chaosi_u64 next = chaosi_in(CHAOSI_RESOLVE_MS);
+    bool failed = false;
+    chaos_error err;
+    memset(found, 0, sizeof found);
+    while (!chaosi_readable(CHAOSI_STOP(p->c)[0])) {
+        int n;
+        chaosi_sleep_until(chaosi_in(1000), CHAOSI_STOP(p->c)[0], -1);
+        if (!CHAOSI_SWAP(&p->dial_failed, 0u) && chaosi_clock(false) < next) continue;
+        next = chaosi_in(CHAOSI_RESOLVE_MS);
+        n = chaosi_resolve(p->host, p->port, found, CHAOSI_ADDRESSES, &err);
+        if (!n && !failed) chaosi_note(p->c, "resolver", "upstream", p->host_port, err.text);
+        failed = !n;
+        if (!n) continue;
+        pthread_mutex_lock(&p->lock);
+        memcpy(p->addresses, found, sizeof found);
+        p->address_count = n;
+        pthread_mutex_unlock(&p->lock);
+    }
+    return NULL;
 }
 
 CHAOSI_FN chaos_result chaosi_open_listener(chaosi_proxy *p, chaos_error *err) {
@@ -4581,12 +4465,23 @@ CHAOSI_FN chaos_result chaosi_open_listener(chaosi_proxy *p, chaos_error *err) {
     if (chaosi_resolve(host, port, &a, 1, err) == 0) return CHAOS_ERR_UNREACHABLE;
     p->listener = chaosi_listen(&a, 1024, p->d.listen, err);
     if (p->listener < 0) return CHAOS_ERR_SYSTEM;
-    chaosi_set_patience(p->listener, p->d.idle_timeout); /* with TCP_NODELAY, handed on to what it accepts */
+    fcntl(p->listener, F_SETFL, O_NONBLOCK);
+    chaosi_set_patience(p->listener, CHAOSI_FRESH_MS); /* with TCP_NODELAY, handed on to what it accepts */
     a.len = sizeof a.addr;
     getsockname(p->listener, (struct sockaddr *)(void *)&a.addr, &a.len);
     chaosi_name_address(&a.addr, a.len, false, name, sizeof name);
     if (p->d.listening) p->d.listening(p->d.user, name);
     return CHAOS_OK;
+}
+
+/* The set that workers wait on. */
+CHAOSI_FN chaos_result chaosi_open_ready(chaosi_proxy *p, chaos_error *err) {
+#ifdef CHAOSI_EPOLL
+    p->ready = epoll_create1(EPOLL_CLOEXEC);
+    if (!chaosi_watch(p, true, CHAOSI_STOP(p->c)[0], p, true) || !chaosi_watch(p, true, p->listener, &p->listener, true))
+        return chaosi_fail(err, CHAOS_ERR_SYSTEM, "epoll: %s", strerror(errno));
+#endif
+    return (void)err, CHAOS_OK;
 }
 
 CHAOSI_FN chaos_result chaosi_proxy_limits(chaos_proxy_desc *d, chaos_error *err) {
@@ -4614,49 +4509,46 @@ CHAOSI_FN chaos_result chaosi_proxy_limits(chaos_proxy_desc *d, chaos_error *err
     return CHAOS_OK;
 }
 
-/* Waits until the last worker is gone, at most until the deadline. */
-CHAOSI_FN bool chaosi_wait_workers(chaosi_proxy *p, chaosi_u64 deadline) {
-    int left;
-    for (;;) {
-        pthread_mutex_lock(&p->lock);
-        left = p->worker_count;
-        pthread_mutex_unlock(&p->lock);
-        if (!left || chaosi_clock(false) >= deadline) return left == 0;
-        chaosi_nap(CHAOSI_MS);
-    }
-}
-
 /* Stop: no new connections, idle ones close, the rest has until the drain is over, then its sockets are shut. */
 CHAOSI_FN void chaosi_drain_workers(chaosi_proxy *p) {
-    chaosi_worker *w;
+    chaosi_u64 deadline = chaosi_in(p->d.drain_timeout);
+    int i;
     CHAOSI_ORDERED(&p->stopping, 1u);
     shutdown(p->listener, SHUT_RDWR);
-    pthread_mutex_lock(&p->lock);
-    for (w = p->workers; w; w = w->next)
-        if (w->client >= 0 && CHAOSI_SEQ(&w->idle)) shutdown(w->client, SHUT_RD);
-    pthread_mutex_unlock(&p->lock);
-    if (!chaosi_wait_workers(p, chaosi_in(p->d.drain_timeout))) {
+    chaosi_sweep(p, 0);
+    while (CHAOSI_SEQ(&p->workers) && chaosi_clock(false) < deadline) chaosi_nap(CHAOSI_MS);
+    if (CHAOSI_SEQ(&p->workers)) {
         pthread_mutex_lock(&p->lock);
         CHAOSI_ORDERED(&p->hard, 1u);
-        for (w = p->workers; w; w = w->next) {
-            if (w->client >= 0) shutdown(w->client, SHUT_RDWR);
-            if (w->upstream >= 0) shutdown(w->upstream, SHUT_RDWR);
-        }
+        for (i = 0; i < p->client_used; i++)
+            if (CHAOSI_SEQ(&p->clients[i].place) != CHAOSI_FREE) {
+                shutdown(CHAOSI_SEQ(&p->clients[i].fd), SHUT_RDWR);
+                if (p->clients[i].upstream >= 0) shutdown(p->clients[i].upstream, SHUT_RDWR);
+            }
         pthread_mutex_unlock(&p->lock);
-        chaosi_wait_workers(p, CHAOSI_NEVER);
     }
+    while (CHAOSI_SEQ(&p->workers)) chaosi_nap(CHAOSI_MS);
     if (p->has_gone) pthread_join(p->gone, NULL);
     chaosi_pool_trim(p, 0);
 }
 
 CHAOSI_FN chaos_result chaosi_serve_all(chaosi_proxy *p, chaos_error *err) {
-    p->worker_count = p->idle_count = 1;
+    int tick = p->d.idle_timeout < 4000 ? p->d.idle_timeout / 4 + 1 : 1000;
+    chaosi_u64 next = 0;
+    pthread_t resolver;
+    bool resolves = !strchr(p->host, ':') && !chaosi_is_digit(p->host[strlen(p->host) - 1]); /* a name, not an address */
     if (!chaosi_add_worker(p)) return chaosi_fail(err, CHAOS_ERR_MEMORY, "cannot start a worker thread");
+    resolves = resolves && chaosi_thread(&resolver, chaosi_resolver, p);
     while (!chaosi_readable(CHAOSI_STOP(p->c)[0])) {
-        chaosi_sleep_until(chaosi_in(1000), CHAOSI_STOP(p->c)[0], -1);
+        chaosi_sleep_until(chaosi_in(tick), CHAOSI_STOP(p->c)[0], CHAOSI_BELL(p->c)[0]);
+        if (chaosi_readable(CHAOSI_BELL(p->c)[0])) chaosi_grow(p);
+        if (chaosi_clock(false) < next) continue;
+        next = chaosi_in(tick);
         chaosi_pool_trim(p, CHAOSI_POOL_IDLE_NS);
+        chaosi_sweep(p, (chaosi_u64)(unsigned)p->d.idle_timeout * CHAOSI_MS);
     }
     chaosi_drain_workers(p);
+    if (resolves) pthread_join(resolver, NULL);
     return CHAOS_OK;
 }
 
@@ -4665,11 +4557,12 @@ CHAOSI_FN chaos_result chaosi_proxy_run(chaos *c, const chaos_proxy_desc *d, cha
     chaosi_proxy *p;
     chaos_result r = chaosi_proxy_limits(&full, err);
     chaosi_u32 idle_modes = CHAOSI_MODES_IN_PROCESS;
-    size_t self = (sizeof *p + 63) / 64 * 64;
+    size_t self = (sizeof *p + 63) / 64 * 64, most = (size_t)full.max_connections;
+    char number[16];
     if (r != CHAOS_OK) return r;
     if (!CHAOSI_CAS(&c->modes, &idle_modes, CHAOSI_MODES_PROXY))
         return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "a proxy runs on this handle already");
-    p = (chaosi_proxy *)c->desc.alloc(c->desc.alloc_user, self + sizeof(chaosi_idle) * (size_t)full.max_connections);
+    p = (chaosi_proxy *)c->desc.alloc(c->desc.alloc_user, self + (sizeof(chaosi_idle) + sizeof(chaosi_client)) * most);
     if (!p) {
         CHAOSI_ORDERED(&c->modes, CHAOSI_MODES_IN_PROCESS);
         return chaosi_fail(err, CHAOS_ERR_MEMORY, "out of memory");
@@ -4677,13 +4570,19 @@ CHAOSI_FN chaos_result chaosi_proxy_run(chaos *c, const chaos_proxy_desc *d, cha
     memset(p, 0, sizeof *p);
     p->c = c;
     p->d = full;
-    p->listener = -1;
-    p->pool = (chaosi_idle *)(void *)((char *)p + self);
+    p->listener = p->ready = -1;
+    p->clients = (chaosi_client *)(void *)((char *)p + self);
+    p->pool = (chaosi_idle *)(void *)(p->clients + most);
     pthread_mutex_init(&p->lock, NULL);
+    snprintf(number, sizeof number, "%d", full.max_connections);
+    if (d->max_connections > full.max_connections)
+        chaosi_note(c, "clamped", "max_connections", number, "two descriptors for each connection");
     r = chaosi_parse_upstream(p, err);
     if (r == CHAOS_OK) r = chaosi_open_listener(p, err);
+    if (r == CHAOS_OK) r = chaosi_open_ready(p, err);
     if (r == CHAOS_OK) r = chaosi_serve_all(p, err);
     if (p->listener >= 0) close(p->listener);
+    if (p->ready >= 0) close(p->ready);
     chaosi_drain(c, CHAOSI_STOP(c)[0]);
     CHAOSI_ORDERED(&c->modes, CHAOSI_MODES_IN_PROCESS);
     pthread_mutex_destroy(&p->lock);
@@ -4693,15 +4592,8 @@ CHAOSI_FN chaos_result chaosi_proxy_run(chaos *c, const chaos_proxy_desc *d, cha
 #endif /* CHAOS_NO_PROXY */
 
 /* ==== >>public ================================================================================================ */
-CHAOSI_FN void *chaosi_malloc(void *user, size_t size) {
-    (void)user;
-    return malloc(size);
-}
-
-CHAOSI_FN void chaosi_free(void *user, void *ptr) {
-    (void)user;
-    free(ptr);
-}
+CHAOSI_FN void *chaosi_malloc(void *user, size_t size) { return (void)user, malloc(size); }
+CHAOSI_FN void chaosi_free(void *user, void *ptr) { (void)user, free(ptr); }
 
 CHAOSI_FN chaosi_u64 chaosi_random(const void *salt) {
     chaosi_u64 x = 0;
@@ -4711,23 +4603,22 @@ CHAOSI_FN chaosi_u64 chaosi_random(const void *salt) {
     return chaosi_mix(x ^ chaosi_clock(true) ^ (chaosi_u64)(size_t)salt) >> 11; /* 53 bits: what a config may say */
 }
 
-CHAOSI_FN const char *chaosi_first(const char *a, const char *b) { return a && *a ? a : b; }
-
-/* Who this process is: told, or found in the environment. */
+/* Who this process is: told, or found in the environment. The first that says something. */
 CHAOSI_FN void chaosi_identify(chaos *c, const chaos_desc *d) {
-    char host[sizeof c->instance];
-    const char *task = chaosi_env("ECS_CONTAINER_METADATA_URI_V4"), *id = d->instance;
-    chaosi_copy(host, sizeof host, "localhost");
+    char host[sizeof c->instance] = "localhost";
+    const char *task = chaosi_env("ECS_CONTAINER_METADATA_URI_V4");
+    const char *ids[] = {d->instance, chaosi_env("CHAOS_INSTANCE"), chaosi_env("AWS_LAMBDA_LOG_STREAM_NAME"), NULL, host};
+    const char *services[] = {d->service, chaosi_env("CHAOS_SERVICE"), chaosi_env("AWS_LAMBDA_FUNCTION_NAME")};
+    int id = 0, service = 0;
+    ids[3] = task && strrchr(task, '/') ? strrchr(task, '/') + 1 : task;
 #ifdef CHAOSI_POSIX
     gethostname(host, sizeof host);
     host[sizeof host - 1] = 0;
 #endif
-    if (task && strrchr(task, '/')) task = strrchr(task, '/') + 1;
-    id = chaosi_first(chaosi_first(chaosi_first(id, chaosi_env("CHAOS_INSTANCE")), chaosi_env("AWS_LAMBDA_LOG_STREAM_NAME")),
-                      chaosi_first(task, host));
-    chaosi_copy(c->instance, sizeof c->instance, id);
-    chaosi_copy(c->service, sizeof c->service,
-                chaosi_first(chaosi_first(d->service, chaosi_env("CHAOS_SERVICE")), chaosi_env("AWS_LAMBDA_FUNCTION_NAME")));
+    while (id < 4 && !(ids[id] && *ids[id])) id++;
+    while (service < 2 && !(services[service] && *services[service])) service++;
+    chaosi_copy(c->instance, sizeof c->instance, ids[id]);
+    chaosi_copy(c->service, sizeof c->service, services[service]);
     c->instance_hash = chaosi_hash(chaosi_str(c->instance));
 }
 
@@ -4740,37 +4631,6 @@ CHAOSI_FN chaos_result chaosi_desc_check(const chaos_desc *d, chaos_error *err) 
     return CHAOS_OK;
 }
 
-CHAOSI_FN bool chaosi_open_pipes(chaos *c, chaos_error *err) {
-#ifdef CHAOSI_POSIX
-    int i;
-    c->pid = getpid();
-    for (i = 0; i < 6; i++) c->pipes[i] = -1;
-    if (!chaosi_pipe(CHAOSI_WAKE(c)) || !chaosi_pipe(CHAOSI_STOP(c)) || !chaosi_pipe(CHAOSI_POKE(c))) {
-        chaosi_fail(err, CHAOS_ERR_SYSTEM, "pipe: %s", strerror(errno));
-        return false;
-    }
-#else
-    (void)c;
-    (void)err;
-#endif
-    return true;
-}
-
-CHAOSI_FN void chaosi_release(chaos *c) {
-    chaos_desc d = c->desc;
-#ifdef CHAOSI_POSIX
-    int i;
-    for (i = 0; i < 6; i++)
-        if (c->pipes[i] >= 0) close(c->pipes[i]);
-    if (c->log_fd_own) close(c->log_fd);
-#endif
-#ifdef CHAOSI_THREADS
-    pthread_mutex_destroy(&c->lock);
-    pthread_mutex_destroy(&c->fetch_lock);
-#endif
-    d.free(d.alloc_user, c);
-}
-
 /* One block: the handle, its slots, places and bytes. */
 CHAOSI_FN chaos *chaosi_allocate(const chaos_desc *d) {
     size_t self = (sizeof(chaos) + 63) / 64 * 64, slots = (sizeof(chaosi_slot) * CHAOSI_SLOTS + 63) / 64 * 64;
@@ -4780,103 +4640,83 @@ CHAOSI_FN chaos *chaosi_allocate(const chaos_desc *d) {
     chaos *c = (chaos *)(void *)block;
     if (!block) return NULL;
     memset(block, 0, self + slots + tickets);
+    memset(c->pipes, -1, sizeof c->pipes);
     c->desc = *d;
     c->desc.alloc = alloc;
     c->desc.free = d->free ? d->free : chaosi_free;
     c->slots = (chaosi_slot *)(void *)(block + self);
     c->tickets = (chaosi_u32 *)(void *)(block + self + slots);
     c->bytes = block + self + slots + tickets;
-    return c;
-}
-
-/* The first config: local sources at once, others are the refresher's. */
-CHAOSI_FN void chaosi_first_config(chaos *c, const char *text) {
-    chaos_fetched got;
-    chaos_error err;
-    memset(&got, 0, sizeof got);
-    chaosi_no_error(&err);
-    if (c->source.scheme == CHAOSI_INLINE) {
-        chaosi_apply(c, chaosi_put_bytes(text, c->bytes, CHAOS_CONFIG_INPUT_MAX + 1, &got.len), &got, &err);
-    } else if (c->source.scheme == CHAOSI_ENV || c->source.scheme == CHAOSI_FILE) {
-        chaosi_refresh(c, false, &err);
-    } else {
-        CHAOSI_LOCK(&c->lock);
-        chaosi_copy(c->problem, sizeof c->problem, c->source.fetched ? "" : "no config source");
-        chaosi_settle(c);
-        if (!c->source.fetched) c->next_fetch = CHAOSI_NEVER;
-        CHAOSI_UNLOCK(&c->lock);
-    }
-}
-
-CHAOSI_FN chaos *chaosi_open(const chaos_desc *d, chaos_error *err) {
-    const char *text = d->config ? d->config : chaosi_env("CHAOS_CONFIG"), *disable = chaosi_env("CHAOS_DISABLE");
-    chaosi_source source;
-    chaos *c;
-    chaosi_no_error(err);
-    if (chaosi_desc_check(d, err) != CHAOS_OK || chaosi_source_of(&source, d, text, err) != CHAOS_OK) return NULL;
-    c = chaosi_allocate(d);
-    if (!c) {
-        chaosi_fail(err, CHAOS_ERR_MEMORY, "out of memory");
-        return NULL;
-    }
 #ifdef CHAOSI_THREADS
     pthread_mutex_init(&c->lock, NULL);
     pthread_mutex_init(&c->fetch_lock, NULL);
 #endif
+    return c;
+}
+
+CHAOSI_FN void chaosi_release(chaos *c) {
+    chaosi_close_pipes(c);
+#ifdef CHAOSI_THREADS
+    pthread_mutex_destroy(&c->lock);
+    pthread_mutex_destroy(&c->fetch_lock);
+#endif
+    c->desc.free(c->desc.alloc_user, c);
+}
+
+/* Pipes, the first config (local sources at once, others are the refresher's), the first log line, the refresher. */
+CHAOSI_FN bool chaosi_start(chaos *c, chaos_error *err) {
+    chaos_error unused;
+    if (!chaosi_open_pipes(c)) return chaosi_fail(err, CHAOS_ERR_SYSTEM, "pipe: %s", strerror(errno)) == CHAOS_OK;
+    chaosi_disarm(c);
+    if (c->source.scheme && c->source.scheme != CHAOSI_CALLBACK) chaosi_refresh(c, false, &unused);
+    else chaosi_settle(c);
+    chaosi_say(c, CHAOSI_OPENED);
+#ifdef CHAOSI_THREADS
+    if (c->desc.no_thread || !c->source.scheme || c->killed == 2) return true;
+    c->has_refresher = chaosi_thread(&c->refresher, chaosi_refresher, c);
+    if (!c->has_refresher) chaosi_fail(err, CHAOS_ERR_SYSTEM, "cannot start the refresher thread");
+    return c->has_refresher;
+#else
+    return true;
+#endif
+}
+
+chaos *chaos_open(const chaos_desc *desc, chaos_error *err) {
+    const char *text, *disable = chaosi_env("CHAOS_DISABLE");
+    chaos_desc none;
+    chaosi_source source;
+    chaos *c;
+    memset(&none, 0, sizeof none);
+    if (!desc) desc = &none;
+    text = desc->config ? desc->config : chaosi_env("CHAOS_CONFIG");
+    chaosi_no_error(err);
+    if (chaosi_desc_check(desc, err) != CHAOS_OK || chaosi_source_of(&source, desc, text, err) != CHAOS_OK) return NULL;
+    c = chaosi_allocate(desc);
+    if (!c) chaosi_fail(err, CHAOS_ERR_MEMORY, "out of memory");
+    if (!c) return NULL;
     c->source = source;
     c->tell = chaosi_tell;
     c->modes = CHAOSI_MODES_IN_PROCESS;
     c->seed = chaosi_random(c);
     c->killed = disable && strcmp(disable, "0") != 0 ? 2 : 0;
-    chaosi_identify(c, d);
-    chaosi_log_open(c);
-    if (!chaosi_open_pipes(c, err)) {
-        chaosi_release(c);
-        return NULL;
-    }
-#ifdef CHAOSI_POSIX
-    chaosi_ring(c, CHAOSI_WAKE(c)[1]); /* not on */
-#endif
-    chaosi_first_config(c, text);
-    chaosi_say(c, CHAOSI_NEWS_OPEN);
-#ifdef CHAOSI_THREADS
-    c->has_refresher = !d->no_thread && source.scheme != CHAOSI_NONE && c->killed != 2;
-    if (c->has_refresher && !chaosi_thread(&c->refresher, chaosi_refresher, c)) {
-        chaosi_fail(err, CHAOS_ERR_SYSTEM, "cannot start the refresher thread");
-        chaosi_release(c);
-        return NULL;
-    }
-#endif
-    return c;
+    c->log_fd = chaosi_log_open();
+    chaosi_identify(c, desc);
+    if (chaosi_start(c, err)) return c;
+    chaosi_release(c);
+    return NULL;
 }
 
-CHAOSI_FN void chaosi_disarm(chaos *c) {
-    CHAOSI_ORDERED(&c->armed, 0u);
-#ifdef CHAOSI_POSIX
-    chaosi_ring(c, CHAOSI_WAKE(c)[1]);
-#endif
-}
-
-CHAOSI_FN void chaosi_close(chaos *c) {
+void chaos_close(chaos *c) {
+    if (!c) return;
 #ifdef CHAOSI_THREADS
     CHAOSI_ORDERED(&c->closing, 1u);
     chaosi_ring(c, CHAOSI_POKE(c)[1]);
-    if (c->has_refresher && getpid() == c->pid) pthread_join(c->refresher, NULL);
+    if (c->has_refresher && chaosi_own(c)) pthread_join(c->refresher, NULL);
 #endif
     chaosi_disarm(c);
     while (CHAOSI_SEQ(&c->waiting)) chaosi_nap(CHAOSI_MS);
     chaosi_log_summary(c);
     chaosi_release(c);
-}
-
-chaos *chaos_open(const chaos_desc *desc, chaos_error *err) {
-    chaos_desc none;
-    memset(&none, 0, sizeof none);
-    return chaosi_open(desc ? desc : &none, err);
-}
-
-void chaos_close(chaos *c) {
-    if (c) chaosi_close(c);
 }
 
 chaos_verdict chaos_decide(chaos *c, const chaos_request *req) {
@@ -4897,21 +4737,11 @@ void chaos_done(chaos *c, const chaos_verdict *v, int status, unsigned long long
 }
 
 size_t chaos_verdict_body(chaos *c, const chaos_verdict *v, char *buf, size_t cap) {
-    if (c) return chaosi_body_of(c, v, buf, cap);
-    if (cap) buf[0] = 0;
-    return 0;
+    return c ? chaosi_body_of(c, v, buf, cap) : chaosi_into(buf, cap).len;
 }
 
 int chaos_verdict_retry_after(chaos *c, const chaos_verdict *v) { return c ? chaosi_retry_after_of(c, v) : -1; }
-
-int chaos_wake_fd(chaos *c) {
-#ifdef CHAOSI_POSIX
-    return c ? CHAOSI_WAKE(c)[0] : -1;
-#else
-    (void)c;
-    return -1;
-#endif
-}
+int chaos_wake_fd(chaos *c) { return c ? CHAOSI_WAKE(c)[0] : -1; }
 
 chaos_result chaos_refresh(chaos *c, chaos_error *err) {
     chaos_error local;
@@ -4920,9 +4750,7 @@ chaos_result chaos_refresh(chaos *c, chaos_error *err) {
     if (!c) return CHAOS_OK;
     if (c->source.fetched) chaosi_refresh(c, true, err);
     else chaosi_notice(c);
-#ifdef CHAOSI_POSIX
     chaosi_ring(c, CHAOSI_POKE(c)[1]); /* the refresher plans anew */
-#endif
     return err->code;
 }
 
@@ -4933,17 +4761,20 @@ void chaos_off(chaos *c) {
 }
 
 void chaos_stats(chaos *c, chaos_report *out) {
-    if (c) {
-        chaosi_report(c, out);
-        return;
-    }
     memset(out, 0, sizeof *out);
     out->age_ms = -1;
-    chaosi_copy(out->reason, sizeof out->reason, "no handle");
+    if (c) chaosi_report(c, out);
+    else chaosi_copy(out->reason, sizeof out->reason, "no handle");
+}
+
+size_t chaos_metrics(chaos *c, char *buf, size_t cap) {
+    chaos_report r;
+    chaos_stats(c, &r);
+    return chaosi_metrics(&r, c ? c->service : "", c ? c->instance : "", buf, cap);
 }
 
 bool chaos_get_config(chaos *c, chaos_config *out) {
-    bool good = false;
+    bool good;
     if (!c) return false;
     CHAOSI_LOCK(&c->lock);
     good = c->loaded == CHAOSI_LOADED_GOOD;
@@ -4963,11 +4794,7 @@ chaos_result chaos_proxy_run(chaos *c, const chaos_proxy_desc *desc, chaos_error
 }
 
 void chaos_proxy_stop(chaos *c) {
-#ifdef CHAOSI_POSIX
     if (c) chaosi_ring(c, CHAOSI_STOP(c)[1]);
-#else
-    (void)c;
-#endif
 }
 #endif /* CHAOS_COMPILE_OUT */
 

@@ -48,6 +48,7 @@ static int calls_handle(void) {
     CALLS_NEED(chaos_verdict_retry_after(c, &verdict) == -1 && chaos_wake_fd(c) == -1);
     CALLS_NEED(chaos_refresh(c, &error) == CHAOS_ERR_COMPILED_OUT);
     CALLS_NEED(chaos_proxy_run(c, NULL, &error) == CHAOS_ERR_COMPILED_OUT);
+    CALLS_NEED(chaos_metrics(c, body, sizeof body) == 0 && body[0] == 0);
     CALLS_NEED(!chaos_get_config(c, NULL));
     chaos_stats(c, &report);
     CALLS_NEED(report.requests == 0);
@@ -82,6 +83,7 @@ static int calls_handle(void) {
     CALLS_NEED(chaos_verdict_body(c, &verdict, body, sizeof body) == 6 && body[0] == 't');
     CALLS_NEED(chaos_verdict_retry_after(c, &verdict) == 3);
     chaos_done(c, &verdict, 0, 0);
+    CALLS_NEED(chaos_metrics(c, body, sizeof body) > sizeof body && body[0] == '#');
     CALLS_NEED(chaos_get_config(c, &config) && config.enabled);
     chaos_stats(c, &report);
     CALLS_NEED(report.state == CHAOS_STATE_ON && report.injected[CHAOS_STATUS] == 1);

@@ -486,6 +486,18 @@ static inline void peer_serve_mirror(peer_conn *c, size_t n) {
     }
 }
 
+/* All of the request, for a test that looks at what came: the head, the decoded body, the trailers. */
+static inline void peer_serve_whole(peer_conn *c, const char *method, const peer_message *m) {
+    peer_bytes all = {NULL, 0, 0};
+    char fields[64];
+    snprintf(fields, sizeof fields, "X-Body-Length: %zu\r\n", m->body.len);
+    peer_add(&all, m->head.data, m->head.len);
+    peer_add(&all, peer_text(&m->body), m->body.len);
+    peer_add(&all, peer_text(&m->trailers), m->trailers.len);
+    peer_reply(c, method, "200 OK", fields, all.data, all.len);
+    peer_free(&all);
+}
+
 static inline void peer_serve_hash(peer_served *s, peer_conn *c, peer_message *m) {
     char text[64];
     if (peer_read_body(c, m, false) != PEER_WHOLE) return;
@@ -561,6 +573,7 @@ static inline bool peer_serve(peer_served *s, peer_conn *c, peer_message *m) {
         return false;
     } else if (PEER_ROUTE("/stray"))
         peer_sends(c->fd, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nstray");
+    else if (PEER_ROUTE("/whole")) peer_serve_whole(c, method, m);
     else if (PEER_ROUTE("/raw")) {
         bool stay;
         pthread_mutex_lock(&up->lock);

@@ -576,7 +576,7 @@ static void case_idle_connections_end_silently(void) {
     CHECK_INT(peer_ask(&used, &m, GET("/length/1")), 200);
     start = peer_ms();
     CHECK(peer_closes(&used, PEER_MS)); /* no 408: the client may be sending at this moment */
-    CHECK(peer_ms() - start >= 140 && peer_ms() - start < 600);
+    CHECK(peer_ms() - start >= 100 && peer_ms() - start < 600);
     CHECK(peer_closes(&fresh, PEER_MS));
     peer_hang_up(&fresh);
     peer_hang_up(&used);
