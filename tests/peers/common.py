@@ -404,17 +404,21 @@ def dial(port, timeout=10):
     return s
 
 
-def read_all(s):
-    """Everything until the peer closes; what came before a reset."""
+def read_to_end(s):
+    """Everything until the peer closes or resets; and whether it was a reset."""
     data = b""
     try:
         while True:
             got = s.recv(65536)
             if not got:
-                return data
+                return data, False
             data += got
     except ConnectionResetError:
-        return data
+        return data, True
+
+
+def read_all(s):
+    return read_to_end(s)[0]
 
 
 def in_threads(jobs, seconds=60):

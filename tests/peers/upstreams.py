@@ -13,8 +13,8 @@ import sys
 import threading
 import time
 
-from common import (MARK, Proxy, Upstream, ask, case, connect, counted, descriptors, dial, folder, free_port, in_threads, main, note, once,
-                    read_all, reset, tasks, tool, until)
+from common import (Proxy, Upstream, ask, case, connect, counted, descriptors, dial, folder, free_port, in_threads, main, note, once,
+                    read_all, read_to_end, reset, tool, until)
 
 GET = b"GET %s HTTP/1.1\r\nHost: t\r\n\r\n"
 LARGE = bytes(range(256)) * 4096  # 1 MiB
@@ -151,10 +151,18 @@ def more_than_promised():
             request.send(b"HTTP/1.1 %s\r\nContent-Length: 6\r\n\r\npoison" % (b"200 OK" if request.method == "HEAD" else b"204 No Content"))
         else:
             request.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nright" + extra)
+        if request.path == "/late":
+            time.sleep(0.01)  # when the reply has been taken for whole, and the connection for idle
+            request.send(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison")
+            poisoned.set()
         return True
+    poisoned = threading.Event()
     up = Upstream(answer)
     p = Proxy(up.port)
     for _ in range(3):
+        assert once(p.port, "/late").body == b"right" and poisoned.wait(5)
+        poisoned.clear()
+        assert once(p.port, "/next").body == b"right", "after late bytes"
         for method, path, body in (("GET", "/body", b"right"), ("GET", "/reply", b"right"), ("HEAD", "/head", b""), ("GET", "/head", b"right"),
                                    ("GET", "/204", b"")):
             assert once(p.port, path, method).body == body, path
@@ -259,10 +267,12 @@ def upstream_resets_at_every_stage():
                 while data.count(b"y") < 5000:
                     data += s.recv(65536)
                 arrived.set()
-            data += read_all(s)
+            rest, was_reset = read_to_end(s)
+            data += rest
             s.close()
             if stage in ("reply", "chunk", "endless"):
                 assert data.startswith(b"HTTP/1.1 200 ") and not data.endswith(b"0\r\n\r\n"), (stage, data[-80:])
+                assert stage != "endless" or was_reset or b"\r\ntransfer-encoding: chunked\r\n" in data.lower(), "a cut reply ends as a whole one does"
             else:
                 assert data.startswith(b"HTTP/1.1 502 "), (stage, method, data[:200])
             assert method == "GET" or up.calls["/" + stage] == calls + 1, "a POST was sent %d times" % (up.calls["/" + stage] - calls)
