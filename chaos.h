@@ -18,7 +18,8 @@
      seed 0..2^53-1   dryRun bool   name, owner, note   rules [<= 16 of name, match, fault keys]   (events, guard: not yet)
      Rules inherit the top level's fault keys; the first whose match fits decides; with rules, no match passes. `*` in a path
      glob stops at '/', `**` does not; in header and instance globs both match anything. Paths over 1,024 bytes always pass.
-     In-process, only status and latency can be done; the rest is skipped, counted as `unsupported`, logged once per config.
+     truncate cuts a body of known length at its half, another one in its first piece; corrupt inverts one byte in 64, from the
+     first on. In-process only status and latency can be done; the rest is skipped, counted as `unsupported`, logged once.
    Decision: killed? enabled? expired, too old? instance, canary -> first matching rule -> error roll, else latency roll ->
      exclude -> (dry run) -> maxConcurrent, maxFaults. An error short-circuits the delay.
    Rolls: mix = the splitmix64 finaliser of x + 0x9e3779b97f4a7c15, hash = FNV-1a 64 over the bytes in order, all modulo 2^64:
@@ -368,7 +369,7 @@ typedef struct chaos_proxy_desc {
     int head_limit;          /* bytes, 0 = 16,384; 1,024..65,536 */
     int head_timeout;        /* from a head's first byte to its last, 0 = 10,000 */
     int body_timeout;        /* without progress, 0 = 30,000 */
-    int idle_timeout;        /* between requests, 0 = 60,000 */
+    int idle_timeout;        /* between requests, and of a tunnel (Upgrade), 0 = 60,000 */
     int connect_timeout;     /* 0 = 5,000 */
     int reply_timeout;       /* from the request's end to the reply's head, 0 = 60,000 */
     int drain_timeout;       /* after a stop, 0 = 10,000; -1 = at once */
@@ -3734,7 +3735,7 @@ CHAOSI_FN ssize_t chaosi_first_bytes(chaosi_worker *w) {
     size_t most = (size_t)w->p->d.head_limit;
     ssize_t n = -1;
 #ifdef CHAOSI_EPOLL
-    bool stay = CHAOSI_LOAD(&w->p->c->connections_now) <= (chaosi_u32)w->p->eager;
+    bool stay = CHAOSI_LOAD(&w->p->idle) && CHAOSI_LOAD(&w->p->c->connections_now) <= (chaosi_u32)w->p->eager;
     if (stay || w->ready) n = stay ? chaosi_recv_first(w->client, w->in, most) : recv(w->client, w->in, most, MSG_DONTWAIT);
     w->parks = (!stay && !w->ready) || (n < 0 && chaosi_would_block());
     w->ready = false;
