@@ -1451,25 +1451,29 @@ CHAOSI_FN void chaosi_roll_faults(const chaos_fault *f, chaosi_u64 base, chaosi_
 
 /* Glob: `*` matches any run without `stop`, `**` any run; all else stands for itself. stop 0 = both match any run. */
 CHAOSI_FN bool chaosi_glob(chaosi_span pattern, chaosi_span text, char stop) {
-    size_t p = 0, t = 0, back[2] = {SIZE_MAX, SIZE_MAX}, from[2] = {0, 0}; /* behind the last `*`, `**`: to go on after a mismatch */
+    size_t p = 0, t = 0, star = SIZE_MAX, star_t = 0, wide = SIZE_MAX, wide_t = 0; /* where to go on after a mismatch */
     for (;;) {
-        int wide = 0;
         if (p < pattern.len && pattern.at[p] == '*') {
-            wide = !stop || (p + 1 < pattern.len && pattern.at[p + 1] == '*');
+            bool is_wide = !stop || (p + 1 < pattern.len && pattern.at[p + 1] == '*');
             while (p < pattern.len && pattern.at[p] == '*') p++;
-            if (wide) back[0] = SIZE_MAX;
-            back[wide] = p;
-            from[wide] = t;
+            star = is_wide ? SIZE_MAX : p;
+            star_t = t;
+            if (is_wide) wide = p;
+            if (is_wide) wide_t = t;
+        } else if (p == pattern.len && t == text.len) {
+            return true;
         } else if (p < pattern.len && t < text.len && pattern.at[p] == text.at[t]) {
             p++;
             t++;
+        } else if (star != SIZE_MAX && star_t < text.len && text.at[star_t] != stop) {
+            p = star;
+            t = ++star_t;
+        } else if (wide != SIZE_MAX && wide_t < text.len) {
+            p = wide;
+            t = ++wide_t;
+            star = SIZE_MAX;
         } else {
-            if (p == pattern.len && t == text.len) return true;
-            wide = back[0] == SIZE_MAX || from[0] >= text.len || text.at[from[0]] == stop;
-            if (wide) back[0] = SIZE_MAX;
-            if (back[wide] == SIZE_MAX || from[wide] >= text.len) return false;
-            p = back[wide];
-            t = ++from[wide];
+            return false;
         }
     }
 }
