@@ -18,7 +18,7 @@
      seed 0..2^53-1   dryRun bool   name, owner, note   rules [<= 16 of name, match, fault keys]   (events, guard: not yet)
      Rules inherit the top level's fault keys; the first whose match fits decides; with rules, no match passes. `*` in a path
      glob stops at '/', `**` does not; in header and instance globs both match anything. Paths over 1,024 bytes always pass.
-     In-process, reset close hang and bandwidth cannot be done: skipped, counted as `unsupported`, logged once per config.
+     In-process, only status and latency can be done; the rest is skipped, counted as `unsupported`, logged once per config.
    Decision: killed? enabled? expired, too old? instance, canary -> first matching rule -> error roll, else latency roll ->
      exclude -> (dry run) -> maxConcurrent, maxFaults. An error short-circuits the delay.
    Rolls: mix = the splitmix64 finaliser of x + 0x9e3779b97f4a7c15, hash = FNV-1a 64 over the bytes in order, all modulo 2^64:
@@ -60,8 +60,7 @@
    CHAOS_STATIC       everything static to the including file          CHAOS_NO_PROXY    no chaos_proxy_run
    CHAOS_NO_LAMBDA    no chaos_lambda_run (not in this version)         CHAOS_NO_SSM      no ssm: source (not in this version)
    CHAOS_NO_NET       implies the three above, no sockets at all        CHAOS_NO_THREADS  no refresher thread, no proxy
-   CHAOS_WITH_CURL    ssm: through libcurl (not in this version)
-   CHAOS_COMPILE_OUT  every call on a handle becomes a typed no-op; chaos_json_check, chaos_config_* and chaos_judge stay */
+   CHAOS_WITH_CURL    ssm: through libcurl (not in this version)        CHAOS_COMPILE_OUT typed no-ops for all calls on a handle */
 #if (defined(CHAOS_NO_NET) || defined(CHAOS_NO_THREADS)) && !defined(CHAOS_NO_PROXY)
 #define CHAOS_NO_PROXY
 #endif
@@ -153,8 +152,7 @@ typedef struct chaos_list {
 } chaos_list;
 
 typedef struct chaos_match {
-    chaos_list methods, paths;
-    chaos_list headers; /* pairs: name, glob */
+    chaos_list methods, paths, headers; /* headers: pairs of name and glob */
 } chaos_match;
 
 /* The fault keys, as they stand at the top level and in each rule (rules inherit from the top level when parsed). */
@@ -197,8 +195,7 @@ typedef struct chaos_config {
 
 /* Validates text[0..len) against RFC 8259, at most 64 levels deep: CHAOS_OK or CHAOS_ERR_JSON. err may be NULL. Any thread. */
 CHAOS_API chaos_result chaos_json_check(const char *text, size_t len, chaos_error *err);
-/* Parses and validates a config (see the manual for the keys). On an error *out is a config that is off, and err (may
-   be NULL) names the key and the place. Any thread; no allocation. */
+/* Parses a config. On an error *out is one that is off, and err (may be NULL) names key and place. Any thread; no allocation. */
 CHAOS_API chaos_result chaos_config_parse(chaos_config *out, const char *json, size_t len, chaos_error *err);
 /* Writes the canonical JSON of cfg: `enabled` first, then what differs from the defaults; parsing it gives an equal
    config. Returns the length without the NUL; when it is >= cap the text was cut. Any thread; no allocation. */
@@ -223,11 +220,10 @@ typedef struct chaos_verdict {
     unsigned char after; /* 1 = run the handler first, then replace its reply */
     unsigned short status;
     unsigned delay_us;
-    unsigned short rule;      /* 0 = top level, n = rules[n - 1] */
-    unsigned short roll;      /* 0..9999: the error roll, compared with errorRate * 100 */
-    unsigned bandwidth;       /* KiB/s of the reply body, 0 = not paced */
-    unsigned version, ticket; /* of the config, cut to 32 bits; the library's own: the maxConcurrent place taken */
-    unsigned long long key;   /* the key that was rolled: chaos_judge(cfg, req, key) repeats the decision */
+    unsigned short rule, roll; /* 0 = top level, n = rules[n - 1]; 0..9999: the error roll, compared with errorRate * 100 */
+    unsigned bandwidth;        /* KiB/s of the reply body, 0 = not paced */
+    unsigned version, ticket;  /* of the config, cut to 32 bits; the library's own: the maxConcurrent place taken */
+    unsigned long long key;    /* the key that was rolled: chaos_judge(cfg, req, key) repeats the decision */
 } chaos_verdict;
 
 /* The pure decision: match, rules, rolls, exclude. No gates (expiry, canary, kill) and no budgets: those belong to
@@ -272,8 +268,7 @@ typedef struct chaos_report {
     unsigned long long delay_ms;                   /* time spent in injected delays, as waited */
     unsigned long long outcomes[6], outcome_us;    /* real outcomes: other, 1xx .. 5xx; their summed durations */
     unsigned long long log_lines, log_dropped;     /* dropped: the pipe was full or dead */
-    unsigned long long connections;                /* proxy: accepted */
-    unsigned long long proxied;                    /* proxy: replies relayed from the upstream */
+    unsigned long long connections, proxied;       /* proxy: accepted; replies relayed from the upstream */
     unsigned long long rejected;                   /* proxy: own 4xx */
     unsigned long long skipped;                    /* proxy: of the injected, truncate or corrupt that found no body to damage */
     unsigned long long capped_ms;                  /* proxy: time in which max_connections set the pace, not the fault */
@@ -282,8 +277,7 @@ typedef struct chaos_report {
 
 typedef enum chaos_event_kind { CHAOS_EVENT_STATE, CHAOS_EVENT_CONFIG, CHAOS_EVENT_FAULT, CHAOS_EVENT_NOTE } chaos_event_kind;
 
-/* Told on the thread where it happens, FAULT on the caller's of chaos_decide. Must not block, nor call into the handle
-   except chaos_off and chaos_stats. */
+/* Told on the thread where it happens (FAULT: chaos_decide's); must not block, nor call more than chaos_off and chaos_stats. */
 typedef struct chaos_event {
     chaos_event_kind kind;
     chaos_state state;
@@ -330,14 +324,12 @@ typedef struct chaos_desc {
    so it never waits for a network. A bad config TEXT does not fail: the handle is off, state `invalid`. NULL only for a
    source of unknown form, a desc out of range, no memory, or a failing system call (err says which). desc may be NULL. */
 CHAOS_POINT(chaos *, chaos_open, (const chaos_desc *desc, chaos_error *err), (void)desc; (void)err; return (chaos *)(size_t) "off")
-/* Off, wakes every waiter, waits until no chaos_wait is inside, stops the refresher, frees. No other call may start
-   during or after it. */
+/* Off, wakes every waiter, waits until no chaos_wait is inside, stops the refresher, frees. No other call during or after it. */
 CHAOS_POINT(void, chaos_close, (chaos * c), (void)c)
 /* The verdict on one request. Never sleeps, never blocks, never allocates. Off: a load and a branch. Any thread. */
 CHAOS_POINT(chaos_verdict, chaos_decide, (chaos * c, const chaos_request *req), chaos_verdict v = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0}; (void)c;
             (void)req; return v)
-/* Sleeps v's delay; returns early when chaos goes off (within 100 ms). Threaded callers only: event loops use their own
-   timer and chaos_wake_fd. Any thread. */
+/* Sleeps v's delay, or until chaos goes off (within 100 ms). Event loops use their own timer and chaos_wake_fd. Any thread. */
 CHAOS_POINT(void, chaos_wait, (chaos * c, const chaos_verdict *v), (void)c; (void)v)
 /* Tells the real outcome of a request: status (0 = none) and duration. Gives back the maxConcurrent place of v; a missing
    or repeated call can only weaken chaos. Any thread. */
@@ -348,8 +340,7 @@ CHAOS_POINT(size_t, chaos_verdict_body, (chaos * c, const chaos_verdict *v, char
             return 0)
 /* Retry-After seconds of v's injected reply, -1 = none. Any thread. */
 CHAOS_POINT(int, chaos_verdict_retry_after, (chaos * c, const chaos_verdict *v), (void)c; (void)v; return -1)
-/* A descriptor that is readable exactly while the state is not on (nor dry-run), for event loops that hold delays. Do
-   not read it. -1 where there is none. Any thread. */
+/* Readable exactly while the state is not on (nor dry-run), for event loops that hold delays; do not read it. -1 = none. Any thread. */
 CHAOS_POINT(int, chaos_wake_fd, (chaos * c), (void)c; return -1)
 /* Fetches the config now, even within its TTL, and applies it; may block as long as the source does. Any thread. */
 CHAOS_POINT(chaos_result, chaos_refresh, (chaos * c, chaos_error *err), (void)c; (void)err; return CHAOS_ERR_COMPILED_OUT)
@@ -479,8 +470,7 @@ typedef uint64_t chaosi_u64;
 #define CHAOSI_MS    ((chaosi_u64)1000000) /* ns */
 #define CHAOSI_NEVER UINT64_MAX
 
-/* Atomics: GNU builtins where there are any (C, C++ and clang alike; <stdatomic.h> is not C++). A compiler without them
-   (tcc) may only build the single-threaded library. */
+/* GNU builtins where there are any (<stdatomic.h> is not C++); without them (tcc) only the single-threaded library builds. */
 #if defined(__GNUC__) || defined(__clang__)
 #define CHAOSI_LOAD(p)        __atomic_load_n((p), __ATOMIC_RELAXED)
 #define CHAOSI_ACQUIRE(p)     __atomic_load_n((p), __ATOMIC_ACQUIRE)
@@ -524,6 +514,7 @@ CHAOSI_FN chaosi_span chaosi_of(const char *at, size_t len) {
 
 CHAOSI_FN chaosi_span chaosi_str(const char *text) { return chaosi_of(text, strlen(text)); }
 CHAOSI_FN bool chaosi_same(chaosi_span a, chaosi_span b) { return a.len == b.len && (a.len == 0 || memcmp(a.at, b.at, a.len) == 0); }
+CHAOSI_FN bool chaosi_is_digit(char c) { return c >= '0' && c <= '9'; }
 CHAOSI_FN char chaosi_lower(char c) { return c >= 'A' && c <= 'Z' ? (char)(c + ('a' - 'A')) : c; }
 
 CHAOSI_FN bool chaosi_same_nocase(chaosi_span a, chaosi_span b) {
@@ -531,8 +522,6 @@ CHAOSI_FN bool chaosi_same_nocase(chaosi_span a, chaosi_span b) {
     while (i < a.len && i < b.len && chaosi_lower(a.at[i]) == chaosi_lower(b.at[i])) i++;
     return i == a.len && i == b.len;
 }
-
-CHAOSI_FN bool chaosi_is_digit(char c) { return c >= '0' && c <= '9'; }
 
 /* Value of a hex digit, -1 = none. */
 CHAOSI_FN int chaosi_hex(char c) {
@@ -596,8 +585,7 @@ static const char *const chaosi_result_texts[] = {CHAOS_RESULTS(CHAOSI_TEXT)};
 static const char *const chaosi_state_texts[] = {CHAOS_STATES(CHAOSI_TEXT)};
 static const char *const chaosi_kind_texts[] = {"pass", "latency", "bandwidth", "error", "reset", "close", "hang", "truncate", "corrupt"};
 
-/* Hashing. Keys and names: FNV-1a 64 over the bytes in order. Numbers: the splitmix64 finaliser. Both are plain
-   arithmetic on 64-bit values, so byte order never shows. */
+/* Names and keys: FNV-1a 64. Numbers: the splitmix64 finaliser. Plain arithmetic on 64 bits, so byte order never shows. */
 CHAOSI_FN chaosi_u64 chaosi_mix(chaosi_u64 x) {
     x += 0x9e3779b97f4a7c15ull;
     x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
@@ -612,8 +600,7 @@ CHAOSI_FN chaosi_u64 chaosi_hash(chaosi_span s) {
     return h;
 }
 
-/* Time in ns: monotonic, or since the Unix epoch. Coarse: within some ms, at a quarter of the cost where the kernel offers
-   it; enough to compare an expiry. */
+/* Time in ns: monotonic, or since the Unix epoch. coarse = within some ms, at a quarter of the cost where there is such. */
 CHAOSI_FN chaosi_u64 chaosi_time(bool wall, bool coarse) {
 #ifdef _WIN32
     FILETIME t;
@@ -668,8 +655,7 @@ typedef struct chaosi_json {
     size_t start, end;  /* the last token; strings and keys without their quotes */
 } chaosi_json;
 
-/* Length of the UTF-8 sequence at s, 0 = not well-formed (RFC 3629: no overlong forms, no surrogates, no more than
-   U+10FFFF). */
+/* Length of the UTF-8 sequence at s, 0 = not well-formed (RFC 3629: nothing overlong, no surrogates, at most U+10FFFF). */
 CHAOSI_FN size_t chaosi_utf8(const char *s, size_t len) {
     chaosi_u8 a = (chaosi_u8)s[0], b;
     size_t n = a < 0x80 ? 1 : a >= 0xc2 && a < 0xe0 ? 2 : (a & 0xf0) == 0xe0 ? 3 : a >= 0xf0 && a < 0xf5 ? 4 : 0, i;
@@ -815,17 +801,7 @@ CHAOSI_FN char chaosi_json_value(chaosi_json *j) {
     return chaosi_json_unexpected(j, "expected a value");
 }
 
-/* A key with its colon; the token is the key. */
-CHAOSI_FN char chaosi_json_key(chaosi_json *j) {
-    if (chaosi_json_at(j) != '"') return chaosi_json_unexpected(j, "expected a key in double quotes");
-    if (!chaosi_json_string(j, ':')) return '\0';
-    if (chaosi_json_space(j) != ':') return chaosi_json_unexpected(j, "expected a colon after the key");
-    j->pos++;
-    j->want = 'v';
-    return ':';
-}
-
-/* The next token. After an error, or after the end, it stays there. */
+/* The next token; a key's colon goes with it. After an error, or after the end, it stays there. */
 CHAOSI_FN char chaosi_json_next(chaosi_json *j) {
     bool object = j->depth > 0 && (j->objects >> (j->depth - 1) & 1u);
     char c, closer = object ? '}' : ']';
@@ -842,7 +818,13 @@ CHAOSI_FN char chaosi_json_next(chaosi_json *j) {
         j->pos++;
         if (chaosi_json_space(j) == closer) return chaosi_json_fail(j, j->pos, "a comma before the closing bracket");
     }
-    return object ? chaosi_json_key(j) : chaosi_json_value(j);
+    if (!object) return chaosi_json_value(j);
+    if (chaosi_json_at(j) != '"') return chaosi_json_unexpected(j, "expected a key in double quotes");
+    if (!chaosi_json_string(j, ':')) return '\0';
+    if (chaosi_json_space(j) != ':') return chaosi_json_unexpected(j, "expected a colon after the key");
+    j->pos++;
+    j->want = 'v';
+    return ':';
 }
 
 /* Passes over the value that comes next, validating it. */
@@ -886,19 +868,14 @@ CHAOSI_FN void chaosi_put_json(chaosi_out *o, chaosi_span s) {
         char c = s.at[i];
         n = chaosi_utf8(s.at + i, s.len - i);
         if (c == '"' || c == '\\') chaosi_puts(o, "\\");
-        if ((chaosi_u8)c < 0x20) {
-            snprintf(esc, sizeof esc, "\\u%04x", (unsigned)(chaosi_u8)c);
-            chaosi_puts(o, esc);
-        } else if (n) chaosi_put(o, s.at + i, n);
+        if ((chaosi_u8)c < 0x20) chaosi_put(o, esc, (size_t)snprintf(esc, sizeof esc, "\\u%04x", (unsigned)(chaosi_u8)c));
+        else if (n) chaosi_put(o, s.at + i, n);
         else chaosi_puts(o, "?");
     }
     chaosi_puts(o, "\"");
 }
 
 /* ==== >>config ================================================================================================ */
-#define CHAOSI_YEAR_2000 946684800ll /* s since the epoch */
-#define CHAOSI_YEAR_2100 4102444800ll
-
 /* Where a key may stand; objects are written in the order of these bits: at the top level (two of them), in a rule (its own
    two, and those it inherits), in match, in latency. */
 enum { CHAOSI_HEAD = 1, CHAOSI_REST = 2, CHAOSI_TOP = 3, CHAOSI_NAME = 4, CHAOSI_OWN = 8, CHAOSI_FAULT = 16, CHAOSI_RULE = 28 };
@@ -922,7 +899,6 @@ typedef struct chaosi_key {
 #define CHAOSI_CHOICE         'w', "\"", "a string"
 #define CHAOSI_STRING(max)    's', "\"", "a string", NULL, 0, max, 0
 #define CHAOSI_LIST(kind)     'l', "[", "a list of strings", NULL, kind, 256, 0
-#define CHAOSI_LATER          '-', "", "", NULL, 0, 0, 0, CHAOSI_REST, 0, 0, 0
 #define CHAOSI_AT(where, f)   where, sizeof(((chaos_config *)0)->f), offsetof(chaos_config, f), 0
 #define CHAOSI_BOTH(where, f) where, sizeof(((chaos_rule *)0)->f), offsetof(chaos_config, f), offsetof(chaos_rule, f)
 #define CHAOSI_OF_FAULT(f)    CHAOSI_BOTH(CHAOSI_REST | CHAOSI_FAULT, fault.f)
@@ -965,8 +941,8 @@ static const chaosi_key chaosi_keys[] = {
     {"p99", 'n', "0", CHAOSI_OF_LATENCY, 4 * sizeof(unsigned), 0},
     {"max", 'n', "0", CHAOSI_OF_LATENCY, 5 * sizeof(unsigned), 0},
     {"rules", 'r', "[", "a list of objects", NULL, 0, 0, 0, CHAOSI_AT(CHAOSI_REST, rules)},
-    {"events", CHAOSI_LATER},
-    {"guard", CHAOSI_LATER},
+    {"events", '-', "", "", NULL, 0, 0, 0, CHAOSI_REST, 0, 0, 0},
+    {"guard", '-', "", "", NULL, 0, 0, 0, CHAOSI_REST, 0, 0, 0},
 };
 #define CHAOSI_KEYS_END (chaosi_keys + sizeof chaosi_keys / sizeof chaosi_keys[0])
 #define CHAOSI_RULES    (CHAOSI_KEYS_END - 3)
@@ -983,15 +959,16 @@ typedef struct chaosi_parse {
 
 /* An error at the last token, naming the rule it is in. Always false. */
 CHAOSI_COLD CHAOSI_PRINTF(3, 4) bool chaosi_bad(chaosi_parse *p, chaos_result code, const char *fmt, ...) {
-    char what[180], *s;
-    int n = p->rule >= 0 ? snprintf(what, sizeof what, "rules[%d]: ", p->rule) : 0;
+    char *s = p->j.err->text;
     va_list args;
+    chaosi_no_error(p->j.err);
+    p->j.err->code = code;
+    if (p->rule >= 0) s += snprintf(s, 16, "rules[%d]: ", p->rule);
     va_start(args, fmt);
-    vsnprintf(what + n, 160, fmt, args);
+    vsnprintf(s, 160, fmt, args);
     va_end(args);
-    for (s = what; *s; s++) /* keys are the writer's: nothing of theirs may move the reader's cursor */
+    for (; *s; s++) /* keys are the writer's: nothing of theirs may move the reader's cursor */
         if ((chaosi_u8)*s < 0x20 || *s == 0x7f) *s = '?';
-    chaosi_fail(p->j.err, code, "%s", what);
     chaosi_locate(p->j.err, p->j.text, p->j.start);
     return false;
 }
@@ -1008,8 +985,7 @@ CHAOSI_FN chaosi_span chaosi_word(const char *words, long long i) {
 
 /* A field that holds a number. */
 CHAOSI_FN long long chaosi_get(const chaosi_key *k, const void *at) {
-    if (k->size == 4 && k->def < 0) return *(const int *)at;
-    if (k->size == 4) return *(const unsigned *)at;
+    if (k->size == 4) return k->def < 0 ? *(const int *)at : (long long)*(const unsigned *)at;
     return k->size == 1 ? *(const chaosi_u8 *)at : k->size == 2 ? *(const chaosi_u16 *)at : *(const long long *)at;
 }
 
@@ -1090,14 +1066,14 @@ CHAOSI_FN bool chaosi_int(chaosi_parse *p, long long *out) {
     const char *s = p->j.text + p->j.start;
     size_t len = p->j.end - p->j.start, minus = *s == '-', digits = minus, i;
     long long value = 0;
-    while (digits < len && chaosi_is_digit(s[digits])) digits++;
+    for (; digits < len && chaosi_is_digit(s[digits]); digits++)
+        value = value < 100000000000000000ll ? value * 10 + (s[digits] - '0') : LLONG_MAX; /* beyond all bounds */
     for (i = digits + 1; i < len && s[i] == '0'; i++) {}
     if (digits < len && s[digits] == '.' && i == len)
         return chaosi_bad(p, CHAOS_ERR_TYPE, "\"%s\" must be a whole number: write %.*s", k->name, (int)(digits < 24 ? digits : 24), s);
     if (digits < len) return chaosi_bad(p, CHAOS_ERR_TYPE, "\"%s\" must be a whole number", k->name);
-    for (i = minus; i < digits && value < 1000000000000000000ll / 10; i++) value = value * 10 + (s[i] - '0');
     *out = minus ? -value : value;
-    if (i == digits && *out >= k->lo && *out <= k->hi) return true;
+    if (*out >= k->lo && *out <= k->hi) return true;
     return chaosi_bad(p, CHAOS_ERR_RANGE, "\"%s\" is out of range: %lld..%lld", k->name, k->lo, k->hi);
 }
 
@@ -1122,41 +1098,36 @@ CHAOSI_FN bool chaosi_is_token_char(char c) {
     return chaosi_is_digit(c) || (chaosi_lower(c) >= 'a' && chaosi_lower(c) <= 'z') || (c && strchr("!#$%&'*+-.^_`|~", c));
 }
 
-/* The string just read, into a list. A glob that can never match would quietly widen or empty an experiment. Header names
-   are kept in lower case and must not stand twice. */
-CHAOSI_FN bool chaosi_add_item(chaosi_parse *p, char kind, chaos_list *list) {
+/* A list of strings, or an object of header names and globs. What can never match would quietly widen or empty an experiment.
+   Header names are kept in lower case and must not stand twice. */
+CHAOSI_FN bool chaosi_list(chaosi_parse *p, chaos_list *list) {
     chaos_config *cfg = p->out;
     const char *key = p->key->name;
+    char t, *s;
     int i;
-    char *s;
-    if (cfg->item_count == CHAOS_MAX_ITEMS) return chaosi_bad(p, CHAOS_ERR_TOO_LARGE, "over %d strings in lists", CHAOS_MAX_ITEMS);
-    if (!chaosi_keep(p, &cfg->items[cfg->item_count])) return false;
-    s = cfg->text + cfg->items[cfg->item_count].at;
-    if (!*s && kind != 'G') return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" holds an empty string", key);
-    if (kind == 'P' && *s != '/' && *s != '*') return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\": a path glob starts with / or *", key);
-    for (; *s && (kind == 'M' || kind == 'H'); s++) {
-        if (!chaosi_is_token_char(*s)) return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" holds a name that HTTP does not allow", key);
-        if (kind == 'M' && *s >= 'a' && *s <= 'z') return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\": methods are written in capitals", key);
-        if (kind == 'H') *s = chaosi_lower(*s);
-    }
-    list->count++;
-    cfg->item_count++;
-    for (i = 0; kind == 'H' && i < list->count - 1; i += 2)
-        if (chaosi_same(chaosi_item(cfg, *list, i), chaosi_item(cfg, *list, list->count - 1)))
-            return chaosi_bad(p, CHAOS_ERR_DUPLICATE_KEY, "duplicate header \"%s\"", cfg->text + cfg->items[cfg->item_count - 1].at);
-    return true;
-}
-
-/* A list of strings, or an object of header names and globs. */
-CHAOSI_FN bool chaosi_list(chaosi_parse *p, chaos_list *list) {
-    char t, kind = (char)p->key->lo;
-    if (list == &p->out->exclude) p->out->default_exclude = false;
-    list->first = p->out->item_count;
+    if (list == &cfg->exclude) cfg->default_exclude = false;
+    list->first = cfg->item_count;
     list->count = 0;
-    while ((t = chaosi_expect(p, kind == 'H' ? ":\"}" : "\"]")) == '"' || t == ':')
-        if (!chaosi_add_item(p, kind == 'H' && t == '"' ? 'G' : kind, list)) return false;
-    if (!t || list->count || list == &p->out->exclude) return t != 0;
-    return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" must not be empty; leave it out to match all", p->key->name);
+    while ((t = chaosi_expect(p, p->key->lo == 'H' ? ":\"}" : "\"]")) == '"' || t == ':') {
+        char kind = t == '"' && p->key->lo == 'H' ? 'G' : (char)p->key->lo;
+        if (cfg->item_count == CHAOS_MAX_ITEMS) return chaosi_bad(p, CHAOS_ERR_TOO_LARGE, "over %d strings in lists", CHAOS_MAX_ITEMS);
+        if (!chaosi_keep(p, &cfg->items[cfg->item_count])) return false;
+        s = cfg->text + cfg->items[cfg->item_count++].at;
+        if (!*s && kind != 'G') return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" holds an empty string", key);
+        if (kind == 'P' && *s != '/' && *s != '*') return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\": a path glob starts with / or *", key);
+        for (; *s && (kind == 'M' || kind == 'H'); s++) {
+            if (!chaosi_is_token_char(*s)) return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" holds a name that HTTP does not allow", key);
+            if (kind == 'M' && *s >= 'a' && *s <= 'z')
+                return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\": methods are written in capitals", key);
+            if (kind == 'H') *s = chaosi_lower(*s);
+        }
+        for (i = 0; kind == 'H' && i < list->count; i += 2)
+            if (chaosi_same(chaosi_item(cfg, *list, i), chaosi_item(cfg, *list, list->count)))
+                return chaosi_bad(p, CHAOS_ERR_DUPLICATE_KEY, "duplicate header \"%s\"", chaosi_item(cfg, *list, i).at);
+        list->count++;
+    }
+    if (!t || list->count || list == &cfg->exclude) return t != 0;
+    return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" must not be empty; leave it out to match all", key);
 }
 
 /* n digits at s as a number, -1 = something else. */
@@ -1178,8 +1149,7 @@ CHAOSI_FN long long chaosi_moment(const char *s) {
     chaosi_rfc3339(again, ms, false); /* what is no such day or time comes back as another: 31 April as 1 May */
     if (memcmp(again, s, 10) != 0 || memcmp(again + 11, s + 11, 6) != 0) return -1;
     s += 19;
-    if (*s == '.' && !chaosi_is_digit(s[1])) return -1;
-    if (*s == '.')
+    if (*s == '.' && chaosi_is_digit(s[1]))
         for (s++; chaosi_is_digit(*s); s++, scale /= 10) fraction += (*s - '0') * scale;
     if (!(chaosi_lower(s[0]) == 'z' && !s[1]) && strcmp(s, "+00:00") != 0) return -1;
     return ms + v[5] * 1000 + fraction;
@@ -1194,10 +1164,10 @@ CHAOSI_FN bool chaosi_expires(chaosi_parse *p, bool number, long long *out) {
     *out = number ? 0 : chaosi_moment(s);
     if (*out < 0) return strcmp(s, "never") == 0 || chaosi_bad(p, CHAOS_ERR_VALUE, "%s", form);
     if (number && !chaosi_int(p, out)) return false;
-    if (*out / second > CHAOSI_YEAR_2100)
+    if (*out / second > 4102444800ll)
         return chaosi_bad(p, CHAOS_ERR_RANGE, "\"expiresAt\" is beyond 2100%s",
                           number ? ": it looks like milliseconds, write seconds" : "");
-    if (*out / second < CHAOSI_YEAR_2000)
+    if (*out / second < 946684800ll)
         return chaosi_bad(p, CHAOS_ERR_RANGE, "\"expiresAt\" is before 2000%s", number ? ": it is a moment, not a duration" : "");
     *out *= 1000 / second;
     return true;
@@ -1228,16 +1198,6 @@ CHAOSI_FN bool chaosi_latency(chaosi_parse *p, bool number, chaos_fault *f) {
     return true;
 }
 
-/* One of the key's words; *out = its number. */
-CHAOSI_FN bool chaosi_choice(chaosi_parse *p, long long *out) {
-    const chaosi_key *k = p->key;
-    char word[16];
-    size_t n = chaosi_json_decode(&p->j, word, sizeof word);
-    for (*out = k->lo; *out <= k->hi; ++*out)
-        if (chaosi_same(chaosi_of(word, n), chaosi_word(k->words, *out - k->lo))) return true;
-    return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" must be %s", k->name, k->words);
-}
-
 /* A rule's name is there, and no other's. */
 CHAOSI_FN bool chaosi_rule_name(chaosi_parse *p, chaos_text name) {
     int i;
@@ -1249,9 +1209,10 @@ CHAOSI_FN bool chaosi_rule_name(chaosi_parse *p, chaos_text name) {
 }
 
 CHAOSI_FN bool chaosi_value(chaosi_parse *p, const chaosi_key *k, void *at) {
-    long long v = 0;
     chaos_text *text = (chaos_text *)at;
-    char t;
+    char word[16], t;
+    long long v = 0;
+    size_t n;
     p->key = k;
     if (k->kind == 'r') {
         p->rules = p->j;
@@ -1266,8 +1227,13 @@ CHAOSI_FN bool chaosi_value(chaosi_parse *p, const chaosi_key *k, void *at) {
     case 'e': return chaosi_expires(p, t == '0', (long long *)at);
     case 'l': return chaosi_list(p, (chaos_list *)at);
     case 'b': v = t == 't'; break;
+    case 'w':
+        n = chaosi_json_decode(&p->j, word, sizeof word);
+        for (v = k->lo; v <= k->hi && !chaosi_same(chaosi_of(word, n), chaosi_word(k->words, v - k->lo)); v++) {}
+        if (v > k->hi) return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" must be %s", k->name, k->words);
+        break;
     default:
-        if (!(k->kind == 'w' ? chaosi_choice(p, &v) : chaosi_int(p, &v))) return false;
+        if (!chaosi_int(p, &v)) return false;
     }
     if (at == &p->out->seed) p->out->has_seed = true;
     chaosi_set(k, at, v);
@@ -1355,31 +1321,14 @@ CHAOSI_FN bool chaosi_is_default(const chaos_config *cfg, const chaosi_key *k, c
     return chaosi_get(k, at) == (base ? chaosi_get(k, base) : k->def);
 }
 
-CHAOSI_FN void chaosi_put_list(chaosi_out *o, const chaos_config *cfg, chaos_list list, bool headers) {
-    int i;
-    chaosi_puts(o, headers ? "{" : "[");
-    for (i = 0; i < list.count; i++) {
-        if (headers) chaosi_put_key(o, cfg->text + cfg->items[list.first + i++].at);
-        else if (i) chaosi_puts(o, ",");
-        chaosi_put_json(o, chaosi_item(cfg, list, i));
-    }
-    chaosi_puts(o, headers ? "}" : "]");
-}
-
 /* Writes an object: the keys that may stand there, but for defaults. */
 CHAOSI_FN void chaosi_put_keys(chaosi_out *o, const chaos_config *cfg, int where, const void *in);
 
-CHAOSI_FN void chaosi_put_latency(chaosi_out *o, const chaos_config *cfg, const chaos_fault *f) {
-    unsigned ms[6], i, n = 0;
-    memset(ms, 0xff, sizeof ms);
-    for (i = 0; i < 6; i++)
-        if (chaosi_latency_keys[f->latency_kind & 3] >> i & 1u) ms[i] = f->latency[n++];
-    if (f->latency_kind) chaosi_put_keys(o, cfg, CHAOSI_LATENCY, ms);
-    else chaosi_put_int(o, f->latency[0]);
-}
-
 CHAOSI_FN void chaosi_put_value(chaosi_out *o, const chaos_config *cfg, const chaosi_key *k, const void *at) {
     long long v = strchr("bnwe", k->kind) ? chaosi_get(k, at) : 0;
+    const chaos_list *list = (const chaos_list *)at;
+    const chaos_fault *f = (const chaos_fault *)at;
+    unsigned ms[6], n = 0;
     char when[80];
     int i;
     chaosi_put_key(o, k->name);
@@ -1388,8 +1337,20 @@ CHAOSI_FN void chaosi_put_value(chaosi_out *o, const chaos_config *cfg, const ch
     case 'w': chaosi_put_json(o, chaosi_word(k->words, v - k->lo)); return;
     case 'e': chaosi_put_json(o, chaosi_str(v < 0 ? "never" : chaosi_rfc3339(when, v, false))); return;
     case 's': chaosi_put_json(o, chaosi_text_of(cfg, *(const chaos_text *)at)); return;
-    case 'l': chaosi_put_list(o, cfg, *(const chaos_list *)at, k->lo == 'H'); return;
-    case 'd': chaosi_put_latency(o, cfg, (const chaos_fault *)at); return;
+    case 'l':
+        chaosi_puts(o, k->lo == 'H' ? "{" : "[");
+        for (i = 0; i < list->count; i++) {
+            if (k->lo == 'H') chaosi_put_key(o, cfg->text + cfg->items[list->first + i++].at);
+            else if (i) chaosi_puts(o, ",");
+            chaosi_put_json(o, chaosi_item(cfg, *list, i));
+        }
+        chaosi_puts(o, k->lo == 'H' ? "}" : "]");
+        return;
+    case 'd':
+        for (i = 0; i < 6; i++) ms[i] = chaosi_latency_keys[f->latency_kind & 3] >> i & 1u ? f->latency[n++] : UINT_MAX;
+        if (f->latency_kind) chaosi_put_keys(o, cfg, CHAOSI_LATENCY, ms);
+        else chaosi_put_int(o, f->latency[0]);
+        return;
     case 'm': chaosi_put_keys(o, cfg, CHAOSI_MATCH, at); return;
     case 'n': chaosi_put_int(o, v); return;
     default:
@@ -3298,9 +3259,10 @@ CHAOSI_FN void chaosi_count_outcome(chaos *c, int status, chaosi_u64 us) {
    Upstream sockets live in a LIFO pool and are taken after the delay. Without epoll a worker stays with its connection. */
 #define CHAOSI_BODY_BUFFER     65536u
 #define CHAOSI_HEAD_ROOM       2048u /* what forwarding adds to a head */
-#define CHAOSI_SPARE_WORKERS   16    /* idle workers that stay */
-#define CHAOSI_FRESH_MS        20    /* a new connection's first bytes are waited for this long before it is parked */
-#define CHAOSI_GROW_MS         5     /* how often it is looked whether more workers are needed */
+#define CHAOSI_STAY_MS         20    /* while there are few clients, a worker waits this long for more from its own */
+#define CHAOSI_GROW_MS         4     /* how often it is looked whether more workers are needed */
+#define CHAOSI_SLOW_US         5000  /* a request that takes this long: more workers are needed */
+#define CHAOSI_SLOWISH_US      500   /* this long: they are if a processor is free */
 #define CHAOSI_RESOLVE_MS      30000 /* the upstream's name is looked up again */
 #define CHAOSI_POOL_IDLE_NS    (30000 * CHAOSI_MS)
 #define CHAOSI_POST_IDLE_NS    (500 * CHAOSI_MS)
@@ -3308,11 +3270,6 @@ CHAOSI_FN void chaosi_count_outcome(chaos *c, int status, chaosi_u64 us) {
 #define CHAOSI_HANG_MAX_NS     (900000 * CHAOSI_MS)
 #define CHAOSI_TOLD_NS         (60000 * CHAOSI_MS) /* one log line in this time for each kind of refusal */
 #define CHAOSI_MODES_PROXY     ((1u << CHAOS_KIND_COUNT) - 1)
-#ifdef CHAOSI_EPOLL
-#define CHAOSI_EAGER_WORKERS 64 /* so many are started at once when needed; more only while requests are slow */
-#else
-#define CHAOSI_EAGER_WORKERS INT_MAX
-#endif
 #ifndef CHAOSI_LATE
 #define CHAOSI_LATE(ns) ((void)(ns)) /* for the benchmark: how long after its end an injected delay was noticed */
 #endif
@@ -3345,6 +3302,9 @@ typedef struct chaosi_proxy {
     int listener, ready;                                   /* ready: the epoll set of parked clients, the listener and the stop pipe */
     char host[256], port[8], host_port[300], prefix[1024]; /* of the upstream; host_port as Host would say it */
     chaosi_u32 workers, idle, served, starving, dial_failed;
+    chaosi_u32 served_before; /* a tick ago */
+    chaosi_u32 surplus;       /* so many workers end when they have served */
+    int processors, eager;    /* eager: so many workers are started at once and stay; more only while requests are slow */
     chaosi_u32 stopping, hard;
     chaosi_u64 told[32];  /* when each outcome was logged last */
     pthread_mutex_t lock; /* guards what follows, and each client's `upstream` */
@@ -3774,8 +3734,9 @@ CHAOSI_FN ssize_t chaosi_first_bytes(chaosi_worker *w) {
     size_t most = (size_t)w->p->d.head_limit;
     ssize_t n = -1;
 #ifdef CHAOSI_EPOLL
-    if (w->ready) n = w->who->known ? recv(w->client, w->in, most, MSG_DONTWAIT) : chaosi_recv_first(w->client, w->in, most);
-    w->parks = !w->ready || (n < 0 && chaosi_would_block());
+    bool stay = CHAOSI_LOAD(&w->p->c->connections_now) <= (chaosi_u32)w->p->eager;
+    if (stay || w->ready) n = stay ? chaosi_recv_first(w->client, w->in, most) : recv(w->client, w->in, most, MSG_DONTWAIT);
+    w->parks = (!stay && !w->ready) || (n < 0 && chaosi_would_block());
     w->ready = false;
 #else
     chaosi_sleep_until(chaosi_in(w->p->d.idle_timeout), w->client, CHAOSI_STOP(w->p->c)[0]);
@@ -4275,7 +4236,7 @@ CHAOSI_FN void chaosi_sweep(chaosi_proxy *p, chaosi_u64 ns) {
 /* False = enough others are idle: this worker may go. */
 CHAOSI_FN bool chaosi_is_needed(chaosi_proxy *p) {
     chaosi_u32 idle = CHAOSI_LOAD(&p->idle);
-    return idle <= CHAOSI_SPARE_WORKERS || !CHAOSI_CAS(&p->idle, &idle, idle - 1u);
+    return (int)idle <= p->eager || !CHAOSI_CAS(&p->idle, &idle, idle - 1u);
 }
 
 /* Waits for a client with something to say: a new one, or a parked one. False = this worker ends. */
@@ -4348,27 +4309,46 @@ CHAOSI_FN int chaosi_active(chaosi_proxy *p) { return (int)CHAOSI_LOAD(&p->worke
 
 /* Nobody waits for the next client: start one, up to the eager ones; beyond, the run looks whether that would help. */
 CHAOSI_FN void chaosi_want_worker(chaosi_proxy *p) {
-    if (chaosi_active(p) < CHAOSI_EAGER_WORKERS) chaosi_add_worker(p);
+    if (chaosi_active(p) < p->eager) chaosi_add_worker(p);
     else if (!CHAOSI_SWAP(&p->starving, 1u)) chaosi_ring(p->c, CHAOSI_BELL(p->c)[1]);
 }
 
-/* No worker is idle. While clients wait and requests take longer than CHAOSI_GROW_MS (by Little's law: fewer end in that time
-   than are in progress), the workers grow by half: more of them would not help against a processor that is busy. */
+/* More threads want to run than there are processors. */
+CHAOSI_FN bool chaosi_saturated(const chaosi_proxy *p) {
+    FILE *f = fopen("/proc/loadavg", "r");
+    int running = 0;
+    if (f && fscanf(f, "%*s %*s %*s %d", &running) != 1) running = 0;
+    if (f) fclose(f);
+    return running > p->processors;
+}
+
+/* No worker is idle. While clients wait, it is looked how long a request takes (by Little's law: those in progress over those
+   that end in this time), and the workers grow by half if that is long, or longish while a processor is free: few workers
+   that never wait for clients serve them at a lower cost than many that do. */
 CHAOSI_FN void chaosi_grow(chaosi_proxy *p) {
     chaosi_drain(p->c, CHAOSI_BELL(p->c)[0]);
     while (!CHAOSI_LOAD(&p->idle) && !chaosi_readable(CHAOSI_STOP(p->c)[0])) {
-        chaosi_u64 start = chaosi_clock(false), passed;
+        chaosi_u64 start = chaosi_clock(false), busy_us;
         chaosi_u32 served = CHAOSI_LOAD(&p->served);
         int active, n;
         chaosi_nap(CHAOSI_GROW_MS * CHAOSI_MS);
         if (!chaosi_readable(p->ready)) break;
-        passed = (chaosi_clock(false) - start) / CHAOSI_MS;
         active = chaosi_active(p);
         served = CHAOSI_LOAD(&p->served) - served;
-        if ((chaosi_u64)served * CHAOSI_GROW_MS >= (chaosi_u64)active * passed) continue;
-        for (n = active < CHAOSI_EAGER_WORKERS ? CHAOSI_EAGER_WORKERS : active / 2; n > 0 && chaosi_add_worker(p); n--) {}
+        busy_us = (chaosi_u64)active * (chaosi_clock(false) - start) / 1000;
+        if (active > 0 && (chaosi_u64)served * CHAOSI_SLOW_US >= busy_us)
+            if ((chaosi_u64)served * CHAOSI_SLOWISH_US >= busy_us || chaosi_saturated(p)) continue;
+        for (n = active < p->eager ? p->eager : active / 2; n > 0 && chaosi_add_worker(p); n--) {}
     }
     CHAOSI_SWAP(&p->starving, 0u);
+}
+
+/* Many workers, short requests, no processor free: back to few. */
+CHAOSI_FN void chaosi_shrink(chaosi_proxy *p) {
+    chaosi_u32 served = CHAOSI_LOAD(&p->served), active = (chaosi_u32)chaosi_active(p);
+    bool fast = (chaosi_u64)(served - p->served_before) * CHAOSI_SLOW_US > (chaosi_u64)active * 1000000u;
+    if (active > (chaosi_u32)p->eager && fast && chaosi_saturated(p)) CHAOSI_STORE(&p->surplus, active - (chaosi_u32)p->eager);
+    p->served_before = served;
 }
 
 /* Leaves this thread for the next one that goes (or the run) to join. */
@@ -4388,6 +4368,7 @@ CHAOSI_FN void chaosi_retire(chaosi_proxy *p) {
 static void *chaosi_worker_main(void *arg) {
     chaosi_worker *w = (chaosi_worker *)arg;
     chaosi_proxy *p = w->p;
+    chaosi_u32 surplus;
 #ifdef __linux__ /* SCHED_BATCH: a woken worker does not preempt the one that woke it */
     struct sched_param none;
     memset(&none, 0, sizeof none);
@@ -4398,6 +4379,10 @@ static void *chaosi_worker_main(void *arg) {
         if (CHAOSI_ENTER(&p->idle, ~0u) == 1) chaosi_want_worker(p);
         chaosi_serve(w);
         CHAOSI_ENTER(&p->idle, 1u);
+        surplus = CHAOSI_LOAD(&p->surplus);
+        if (!surplus || !CHAOSI_CAS(&p->surplus, &surplus, surplus - 1u)) continue;
+        CHAOSI_ENTER(&p->idle, ~0u);
+        break;
     }
     p->c->desc.free(p->c->desc.alloc_user, w);
     chaosi_retire(p);
@@ -4466,7 +4451,7 @@ CHAOSI_FN chaos_result chaosi_open_listener(chaosi_proxy *p, chaos_error *err) {
     p->listener = chaosi_listen(&a, 1024, p->d.listen, err);
     if (p->listener < 0) return CHAOS_ERR_SYSTEM;
     fcntl(p->listener, F_SETFL, O_NONBLOCK);
-    chaosi_set_patience(p->listener, CHAOSI_FRESH_MS); /* with TCP_NODELAY, handed on to what it accepts */
+    chaosi_set_patience(p->listener, CHAOSI_STAY_MS); /* with TCP_NODELAY, handed on to what it accepts */
     a.len = sizeof a.addr;
     getsockname(p->listener, (struct sockaddr *)(void *)&a.addr, &a.len);
     chaosi_name_address(&a.addr, a.len, false, name, sizeof name);
@@ -4544,6 +4529,7 @@ CHAOSI_FN chaos_result chaosi_serve_all(chaosi_proxy *p, chaos_error *err) {
         if (chaosi_readable(CHAOSI_BELL(p->c)[0])) chaosi_grow(p);
         if (chaosi_clock(false) < next) continue;
         next = chaosi_in(tick);
+        chaosi_shrink(p);
         chaosi_pool_trim(p, CHAOSI_POOL_IDLE_NS);
         chaosi_sweep(p, (chaosi_u64)(unsigned)p->d.idle_timeout * CHAOSI_MS);
     }
@@ -4574,6 +4560,12 @@ CHAOSI_FN chaos_result chaosi_proxy_run(chaos *c, const chaos_proxy_desc *d, cha
     p->clients = (chaosi_client *)(void *)((char *)p + self);
     p->pool = (chaosi_idle *)(void *)(p->clients + most);
     pthread_mutex_init(&p->lock, NULL);
+    p->processors = (int)sysconf(_SC_NPROCESSORS_ONLN);
+#ifdef CHAOSI_EPOLL
+    p->eager = 4 * (p->processors > 0 ? p->processors : 1);
+#else
+    p->eager = INT_MAX; /* each connection has its worker */
+#endif
     snprintf(number, sizeof number, "%d", full.max_connections);
     if (d->max_connections > full.max_connections)
         chaosi_note(c, "clamped", "max_connections", number, "two descriptors for each connection");

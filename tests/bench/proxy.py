@@ -427,7 +427,6 @@ def late_figures(group, connections, goal, seen):
     if "wake" in seen:
         f = add("wake", "wake - deadline", seen["wake"])
         f["goal"], f["met"] = goal, seen["wake"][1] < goal
-        add("sent", "sent upstream - deadline", seen["sent"])
     add("reply", "at the client - %d - round trip" % DELAY, seen["reply"], seen["reply alone"][1])
 
 

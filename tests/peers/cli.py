@@ -169,7 +169,7 @@ def help_rows():
 
 
 VALUES = {"--listen": "127.0.0.1:0", "--upstream": "http://127.0.0.1:1", "--config": "{}", "--host-header": "h", "--key-header": "k",
-          "--instance": "i", "--quiet": None, "--max-conns": "9", "--head-limit": "2048"}
+          "--instance": "i", "--quiet": None, "--admin": "127.0.0.1:0", "--admin-any": None, "--max-conns": "9", "--head-limit": "2048"}
 
 
 # ---- usage ----------------------------------------------------------------------------------------------------------
@@ -178,10 +178,10 @@ def case_help():
     got = run("--help")
     equal((got.returncode, got.stderr), (0, ""))
     documented = """--listen --upstream --config --ttl --max-stale --max-conns --head-limit --head-timeout --body-timeout --idle-timeout
-        --connect-timeout --reply-timeout --drain --host-header --key-header --instance --quiet --check --version --help"""
+        --connect-timeout --reply-timeout --drain --host-header --key-header --admin --admin-any --instance --quiet --health --check --version --help"""
     equal([row[0] for row in help_rows()], documented.split(), "flags")
     for flag, _, variable in help_rows():
-        want = None if flag in ("--check", "--version", "--help") else "CHAOS_" + flag[2:].upper().replace("-", "_")
+        want = None if flag in ("--health", "--check", "--version", "--help") else "CHAOS_" + flag[2:].upper().replace("-", "_")
         equal(variable, want, flag)
 
 
@@ -196,7 +196,7 @@ def case_every_flag_and_variable_is_parsed():
         if takes:
             equal(run(*base, "--check", "%s=%s" % (flag, value)).returncode, 0, flag + "=")
         equal(run(*base, "--check", env={variable: value or "1"}).returncode, 0, variable)
-        if flag not in ("--listen", "--upstream", "--config", "--host-header", "--key-header", "--instance"):
+        if flag not in ("--listen", "--upstream", "--config", "--host-header", "--key-header", "--admin", "--instance"):
             got = run(*base, "--check", env={variable: "wrong"})
             equal((got.returncode, got.stderr.count("\n")), (2, 1), variable + "=wrong")
             assert variable in got.stderr and "wrong" in got.stderr, got.stderr
@@ -221,6 +221,7 @@ def case_bad_settings_say_so_in_one_line():
         (["--ttl", "86400001"], "86400000"), (["--ttl", "99999999999999999999"], "--ttl"), (["--ttl", "2147483648"], "--ttl"),
         (["--ttl", "2000000m"], "--ttl"), (["--max-conns", "0"], "1.."), (["--max-conns", "5s"], "5s"), (["--head-limit", "1023"], "1024"),
         (["--head-limit", "65537"], "65536"), (["--idle-timeout", "0"], "1.."), (["--quiet=1"], "--quiet"), ([], "--upstream"),
+        (["--admin"], "ADDR:PORT"), (["--admin-any=1"], "--admin-any"), (["--health"], "ADDR:PORT"), (["--health="], "ADDR:PORT"),
         (["--check"], "--config"), (["--check", "--config", "foo.json"], "foo.json"),
         (up + ["--config", "{\"latncy\": 5}"], "column"), (up + ["--config", "{\"latency\": }"], "column"), (up + ["--config", "foo.json"], "foo.json"),
         (up + ["--config", "ssm:/a/b"], "ssm"), (up + ["--config", "appconfig:a/b/c"], "appconfig"),
@@ -266,7 +267,7 @@ def case_check_prints_the_canonical_form():
     outputs = [run("--check", "--config", text), run("--check", "--config", "file:" + path),
                run("--check", "--config", "env:MINE", env={"MINE": text}), run("--check", env={"CHAOS_CONFIG": text})]
     for got in outputs:
-        equal((got.returncode, got.stderr), (0, ""))
+        equal((got.returncode, got.stderr), (0, "ceiling: 1024 connections / 5.225 ms = 195981 requests/s\n"))
         equal(json.loads(got.stdout), json.loads(text))
         equal(got.stdout, outputs[0].stdout)
     again = run("--check", "--config", outputs[0].stdout)
@@ -293,6 +294,23 @@ def case_check_says_where():
         got = run("--check", "--config", source)
         equal((got.returncode, got.stderr.count("\n")), (1, 1), source)
         assert source in got.stderr, got.stderr
+
+
+def case_check_tells_the_ceiling():
+    rows = [
+        ({"latency": 200}, [], "1024 connections / 200 ms = 5120"), ({"latency": 200}, ["--max-conns", "50"], "50 connections / 200 ms = 250"),
+        ({"latency": 200, "latencyRate": 10}, [], "1024 connections / 20 ms = 51200"), ({"latency": 200, "errorRate": 50}, [], "/ 100 ms = 10240"),
+        ({"latency": {"min": 100, "max": 300}}, [], "/ 200 ms = 5120"), ({"latency": {"mean": 200, "max": 9000}}, [], "/ 200 ms = 5120"),
+        ({"latency": {"p50": 100, "p95": 200, "p99": 300, "max": 1100}}, [], "/ 109.5 ms = 9352"), ({"latency": 1}, [], "/ 1 ms = 1024000"),
+        ({"latency": 7, "rules": [{"name": "a", "latency": 10}, {"name": "b", "latency": 40}, {"name": "c", "latency": 20}]}, [], "/ 40 ms = 25600"),
+        ({"latency": 500, "rules": [{"name": "a", "latency": 10}]}, [], "/ 10 ms = 102400"),  # the top level is but their default
+        ({"latency": 900000}, ["--max-conns", "1"], "1 connections / 900000 ms = 0.001"),
+        ({}, [], ""), ({"errorRate": 100, "latency": 200}, [], ""), ({"latency": 200, "latencyRate": 0}, [], ""), ({"bandwidth": 9}, [], ""),
+    ]
+    for config, args, want in rows:
+        got = run("--check", "--config", json.dumps(dict(config, enabled=True)), *args)
+        equal((got.returncode, got.stdout.count("\n"), got.stderr.count("\n")), (0, 1, 1 if want else 0), "%s: %s" % (config, got.stderr))
+        assert not want or got.stderr.startswith("ceiling: ") and got.stderr.endswith(want + " requests/s\n"), "%s: %s" % (config, got.stderr)
 
 
 # ---- running --------------------------------------------------------------------------------------------------------
