@@ -2893,7 +2893,6 @@ CHAOSI_FN chaosi_out chaosi_line(chaos *c, char *buf, const char *level, const c
 /* v NULL = no fault. */
 CHAOSI_FN void chaosi_event(chaos *c, chaos_event_kind kind, chaos_state state, const char *reason, const chaos_verdict *v) {
     chaos_event e;
-    if (!c->desc.event) return;
     memset(&e, 0, sizeof e);
     e.kind = kind;
     e.state = state;
@@ -3067,7 +3066,7 @@ CHAOSI_FN void chaosi_say(chaos *c, chaosi_news what) {
     chaosi_out o;
     int event = chaosi_telling[what].event;
     chaosi_report(c, &s);
-    if (event >= 0) chaosi_event(c, (chaos_event_kind)event, s.state, failed ? s.problem : s.reason, NULL);
+    if (event >= 0 && c->desc.event) chaosi_event(c, (chaos_event_kind)event, s.state, failed ? s.problem : s.reason, NULL);
     if (c->desc.quiet) return;
     o = chaosi_line(c, buf, s.state == CHAOS_STATE_INVALID ? "error" : failed ? "warn" : "info", chaosi_telling[what].action);
     if (what == CHAOSI_OPENED) {
@@ -3162,7 +3161,8 @@ CHAOSI_FN void chaosi_settle_fault(chaos *c, const chaosi_hot *hot, chaos_verdic
             CHAOSI_ADD(&c->log_faults, 1u); /* before the fault is counted: the difference is what a summary tells */
             chaosi_log_fault(c, v, rule, inject ? "inject" : "dryrun");
         }
-        chaosi_event(c, CHAOS_EVENT_FAULT, inject ? CHAOS_STATE_ON : CHAOS_STATE_DRY_RUN, "", v);
+        if (CHAOSI_UNLIKELY(c->desc.event != NULL))
+            chaosi_event(c, CHAOS_EVENT_FAULT, inject ? CHAOS_STATE_ON : CHAOS_STATE_DRY_RUN, "", v);
     }
     chaosi_count(c, word, 1);
     if (!inject) chaosi_spare(v);
