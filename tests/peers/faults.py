@@ -237,10 +237,10 @@ def threads_run_out():
 def address_space_runs_out():
     """mmap fails for thread stacks and buffers."""
     upstream = Load.serve()
-    proxy = Proxy(upstream.port, {"enabled": True, "latency": 100}, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (24 << 20, 24 << 20)))
-    most = crowd(proxy, 150)
-    assert most < 100, "%d threads: the limit did not bind" % most
-    note("address space of 24 MB: 150 delayed clients served by %d threads at most" % most)
+    proxy = Proxy(upstream.port, {"enabled": True, "latency": 100}, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (20 << 20, 20 << 20)))
+    most = crowd(proxy, 80)
+    assert most < 60, "%d threads: the limit did not bind" % most
+    note("address space of 20 MB: 80 delayed clients served by %d threads at most" % most)
     clean(proxy, 4, 40)
     proxy.stop()
     stop(upstream)

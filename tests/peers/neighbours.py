@@ -193,11 +193,16 @@ def probe(port, seconds):
     return sorted(took)
 
 
-def check_probe(name, port, seconds=1.5):
+def p99(took):
+    return took[len(took) * 99 // 100]
+
+
+def check_probe(name, port, alone, seconds=1.5):
+    """alone: a probe of just before. On a machine that is busy with other things nobody is fast."""
     took = probe(port, seconds)
-    p99 = took[len(took) * 99 // 100]
-    note("%s: others' median %.2f ms, p99 %.2f ms (%d new connections)" % (name, took[len(took) // 2], p99, len(took)))
-    assert p99 < 50, "%s: p99 of the others is %.1f ms" % (name, p99)
+    note("%s: others' median %.2f ms, p99 %.2f ms; before %.2f ms (%d new connections)" %
+         (name, took[len(took) // 2], p99(took), p99(alone), len(took)))
+    assert p99(took) < max(50, 3 * p99(alone)), "%s: p99 of the others is %.1f ms, before %.1f ms" % (name, p99(took), p99(alone))
 
 
 @case
@@ -206,11 +211,12 @@ def dripping_heads_and_silent_connections():
     more_descriptors(4000)
     up = Upstream(answer)
     p = Proxy(up.port, args=("--max-conns", "1500", "--head-timeout", "2s", "--idle-timeout", "3s"))
+    alone = probe(p.port, 0.5)
     began = time.monotonic()
     silent = Neighbours(p.port, 900)
     head = b"GET / HTTP/1.1\r\nHost: t\r\nX-Drip: "
     drips = Neighbours(p.port, 300, lambda s, turn: s.send(head[turn:turn + 1] or b"x"))
-    check_probe("300 dripping heads, 900 silent", p.port)
+    check_probe("300 dripping heads, 900 silent", p.port, alone)
     until(lambda: drips.open == 0, 5, "%d dripping heads are still open" % drips.open)
     dripped = time.monotonic() - began
     until(lambda: silent.open == 0, 6, "%d silent connections are still open" % silent.open)
@@ -230,7 +236,7 @@ def slow_readers_and_writers():
     """8 KiB windows: replies nobody hurries to read, bodies that come in drops."""
     up = Upstream(answer)
     p = Proxy(up.port, args=("--max-conns", "400"))
-    before = pss(p.pid)
+    alone, before = probe(p.port, 0.5), pss(p.pid)
 
     def read_slowly(s, turn):  # the reading itself is the neighbours' own, 8 KiB a turn
         if turn == 0:
@@ -240,7 +246,7 @@ def slow_readers_and_writers():
         s.send(b"x" * 1000 if turn else b"POST /sum HTTP/1.1\r\nHost: t\r\nContent-Length: 100000000\r\n\r\n")
     readers, writers = Neighbours(p.port, 60, read_slowly, 0.05, 8192), Neighbours(p.port, 60, write_slowly, 0.05, 8192)
     until(lambda: readers.turns > 3 and writers.turns > 3, 10, "they have begun")
-    check_probe("60 slow readers, 60 slow writers", p.port)
+    check_probe("60 slow readers, 60 slow writers", p.port, alone)
     assert readers.open == 60 and writers.open == 60 and not readers.broken and not writers.broken, "a slow peer was dropped"
     grown = (pss(p.pid) - before) / 120
     assert grown < 300, "%d KiB for each slow peer" % grown
@@ -248,7 +254,7 @@ def slow_readers_and_writers():
     readers.finish()
     writers.finish()
     until(lambda: descriptors(p.pid) < 60, 8, "%d descriptors afterwards" % descriptors(p.pid))
-    check_probe("after they left", p.port, 0.3)
+    check_probe("after they left", p.port, alone, 0.3)
     p.stop()
     up.close()
 

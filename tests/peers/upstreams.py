@@ -368,9 +368,11 @@ def drain_ends_in_time():
     assert p.wait_exit(5) == 0
     took = time.monotonic() - began
     assert 0.5 < took < 2.5, took
-    for s, end in sockets:
-        assert not read_all(s).endswith(end), "a request that was cut off looks whole"
+    for n, (s, end) in enumerate(sockets):
+        data = read_all(s)
         s.close()
+        if n >= 5:  # a delay that ends here may still be served; what the upstream works at cannot be whole
+            assert not data.endswith(end), "request %d was cut off and looks whole: %r" % (n, data)
     gate.set()
     up.close()
 
