@@ -3314,8 +3314,9 @@ typedef struct chaosi_proxy {
     chaosi_u64 told[32];  /* when each outcome was logged last */
     pthread_mutex_t lock; /* guards what follows, and each client's `upstream` */
     int idle_upstreams, address_count, client_count;
-    chaosi_u64 full_since, full_ns; /* when client_count reached its limit; what of such time is not counted yet */
+    chaosi_u64 full_since, full_ns; /* since when clients wait at the limit, 0 = none does; what is not counted yet */
     bool full_told;
+    char limit[16]; /* max_connections, for the log */
     chaosi_address addresses[CHAOSI_ADDRESSES];
     chaosi_client *clients, *free_clients; /* max_connections places; client_used of them were used */
     int client_used;
@@ -3415,7 +3416,8 @@ CHAOSI_FN bool chaosi_watch(chaosi_proxy *p, bool add, int fd, void *what, bool 
 #ifdef CHAOSI_EPOLL
     struct epoll_event e;
     memset(&e, 0, sizeof e);
-    if (on) e.events = what == &p->listener || what == p ? EPOLLIN : EPOLLIN | EPOLLET;
+    if (what == &p->listener && !on) e.events = EPOLLIN | EPOLLONESHOT; /* at the limit: who comes is told of once */
+    else if (on) e.events = what == &p->listener || what == p ? EPOLLIN : EPOLLIN | EPOLLET;
     e.data.ptr = what;
     return epoll_ctl(p->ready, add ? EPOLL_CTL_ADD : EPOLL_CTL_MOD, fd, &e) == 0;
 #else
@@ -4132,18 +4134,15 @@ CHAOSI_FN bool chaosi_serve_one(chaosi_worker *w) {
 }
 
 /* -- clients -- */
-/* At the connection limit new ones wait in the backlog; how long that held somebody up is counted. Under the lock. */
-CHAOSI_FN void chaosi_watch_listener(chaosi_proxy *p, bool on) {
-    chaosi_u64 now = chaosi_clock(false);
-    chaosi_watch(p, false, p->listener, &p->listener, on);
-    if (!on) p->full_since = now;
-    if (!on || !chaosi_readable(p->listener)) return;
-    p->full_ns += now - p->full_since;
-    chaosi_count(p->c, CHAOSI_WORD(capped_ms), p->full_ns / CHAOSI_MS);
-    p->full_ns %= CHAOSI_MS;
-    if (!p->full_told)
-        chaosi_note(p->c, "capped", "client", "", "max_connections is reached: new clients wait, and it, not the fault, sets the pace");
-    p->full_told = true;
+/* At the connection limit new clients wait in the backlog; from the first one on, that time is counted. Under the lock. */
+CHAOSI_FN void chaosi_at_limit(chaosi_proxy *p, bool full) {
+    if (p->full_since) {
+        p->full_ns += chaosi_clock(false) - p->full_since;
+        chaosi_count(p->c, CHAOSI_WORD(capped_ms), p->full_ns / CHAOSI_MS);
+        p->full_ns %= CHAOSI_MS;
+    }
+    p->full_since = 0;
+    chaosi_watch(p, false, p->listener, &p->listener, !full);
 }
 
 /* A free place, NULL = none. The last one stops accepting. */
@@ -4157,7 +4156,13 @@ CHAOSI_FN chaosi_client *chaosi_admit(chaosi_proxy *p) {
         who->fd = who->upstream = -1;
         who->known = who->armed = false;
         CHAOSI_ORDERED(&who->place, CHAOSI_BUSY);
-        if (++p->client_count == p->d.max_connections) chaosi_watch_listener(p, false);
+        if (++p->client_count == p->d.max_connections) chaosi_at_limit(p, true);
+    } else if (!p->full_since && chaosi_readable(p->listener)) {
+        p->full_since = chaosi_clock(false);
+        if (!p->full_told)
+            chaosi_note(p->c, "capped", "max_connections", p->limit,
+                        "new clients wait: the connection limit, not the fault, sets the pace");
+        p->full_told = true;
     }
     pthread_mutex_unlock(&p->lock);
     return who;
@@ -4170,7 +4175,7 @@ CHAOSI_FN void chaosi_dismiss(chaosi_proxy *p, chaosi_client *who) {
     CHAOSI_ORDERED(&who->place, CHAOSI_FREE);
     who->next_free = p->free_clients;
     p->free_clients = who;
-    if (p->client_count-- == p->d.max_connections) chaosi_watch_listener(p, true);
+    if (p->client_count-- == p->d.max_connections) chaosi_at_limit(p, false);
     pthread_mutex_unlock(&p->lock);
     if (fd < 0) return;
     close(fd);
@@ -4198,7 +4203,7 @@ CHAOSI_FN chaosi_client *chaosi_accept(chaosi_proxy *p) {
     }
     if (who) chaosi_dismiss(p, who);
     if (short_of) chaosi_pool_trim(p, 0); /* give back what we can; the connection waits in the backlog */
-    if (short_of || !who) chaosi_nap(20 * CHAOSI_MS);
+    if (short_of) chaosi_nap(20 * CHAOSI_MS);
     return NULL;
 }
 
@@ -4244,6 +4249,18 @@ CHAOSI_FN bool chaosi_is_needed(chaosi_proxy *p) {
     return (int)idle <= p->eager || !CHAOSI_CAS(&p->idle, &idle, idle - 1u);
 }
 
+/* A new client to serve. When nobody else is idle, the others that came with it are parked: each turn of a busy listener brings
+   in many, or the ones already here would keep them out. */
+CHAOSI_FN chaosi_client *chaosi_welcome(chaosi_proxy *p) {
+    chaosi_client *who = chaosi_accept(p), *next = who;
+    int most = 64;
+    while (next && CHAOSI_LOAD(&p->idle) <= 1 && most-- > 0 && (next = chaosi_accept(p)) != NULL) {
+        chaosi_park(p, who);
+        who = next;
+    }
+    return who;
+}
+
 /* Waits for a client with something to say: a new one, or a parked one. False = this worker ends. */
 CHAOSI_FN bool chaosi_next_client(chaosi_worker *w) {
     chaosi_proxy *p = w->p;
@@ -4253,7 +4270,7 @@ CHAOSI_FN bool chaosi_next_client(chaosi_worker *w) {
         int n = epoll_wait(p->ready, &e, 1, 1000);
         if (n > 0 && e.data.ptr == p) CHAOSI_ORDERED(&p->stopping, 1u);
         if (n > 0 && !CHAOSI_SEQ(&p->stopping)) {
-            w->who = e.data.ptr == &p->listener ? chaosi_accept(p) : (chaosi_client *)e.data.ptr;
+            w->who = e.data.ptr == &p->listener ? chaosi_welcome(p) : (chaosi_client *)e.data.ptr;
             if (w->who && (e.data.ptr == &p->listener || chaosi_claim(w->who))) return true;
         }
 #else
@@ -4262,6 +4279,7 @@ CHAOSI_FN bool chaosi_next_client(chaosi_worker *w) {
         n = chaosi_readable(p->listener);
         if (chaosi_readable(CHAOSI_STOP(p->c)[0])) CHAOSI_ORDERED(&p->stopping, 1u);
         if (n && !CHAOSI_SEQ(&p->stopping) && (w->who = chaosi_accept(p)) != NULL) return true;
+        if (n) chaosi_nap(20 * CHAOSI_MS); /* the connection limit */
 #endif
         if (CHAOSI_SEQ(&p->stopping) || (n == 0 && !chaosi_is_needed(p))) return false;
     }
@@ -4549,7 +4567,6 @@ CHAOSI_FN chaos_result chaosi_proxy_run(chaos *c, const chaos_proxy_desc *d, cha
     chaos_result r = chaosi_proxy_limits(&full, err);
     chaosi_u32 idle_modes = CHAOSI_MODES_IN_PROCESS;
     size_t self = (sizeof *p + 63) / 64 * 64, most = (size_t)full.max_connections;
-    char number[16];
     if (r != CHAOS_OK) return r;
     if (!CHAOSI_CAS(&c->modes, &idle_modes, CHAOSI_MODES_PROXY))
         return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "a proxy runs on this handle already");
@@ -4567,13 +4584,13 @@ CHAOSI_FN chaos_result chaosi_proxy_run(chaos *c, const chaos_proxy_desc *d, cha
     pthread_mutex_init(&p->lock, NULL);
     p->processors = (int)sysconf(_SC_NPROCESSORS_ONLN);
 #ifdef CHAOSI_EPOLL
-    p->eager = 4 * (p->processors > 0 ? p->processors : 1);
+    p->eager = 8 * (p->processors > 0 ? p->processors : 1);
 #else
-    p->eager = INT_MAX; /* each connection has its worker */
+    p->eager = INT_MAX;                    /* each connection has its worker */
 #endif
-    snprintf(number, sizeof number, "%d", full.max_connections);
+    snprintf(p->limit, sizeof p->limit, "%d", full.max_connections);
     if (d->max_connections > full.max_connections)
-        chaosi_note(c, "clamped", "max_connections", number, "two descriptors for each connection");
+        chaosi_note(c, "clamped", "max_connections", p->limit, "two descriptors for each connection");
     r = chaosi_parse_upstream(p, err);
     if (r == CHAOS_OK) r = chaosi_open_listener(p, err);
     if (r == CHAOS_OK) r = chaosi_open_ready(p, err);

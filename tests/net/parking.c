@@ -7,7 +7,7 @@
 
 #include <sys/resource.h>
 
-#define SPARE CHAOSI_SPARE_WORKERS
+#define SPARE (8 * (int)sysconf(_SC_NPROCESSORS_ONLN)) /* idle workers that stay */
 
 static long long cpu_ms(void) {
     struct rusage u;
