@@ -18,7 +18,8 @@
      seed 0..2^53-1   dryRun bool   name, owner, note   rules [<= 16 of name, match, fault keys]   (events, guard: not yet)
      Rules inherit the top level's fault keys; the first whose match fits decides; with rules, no match passes. `*` in a path
      glob stops at '/', `**` does not; in header and instance globs both match anything. Paths over 1,024 bytes always pass.
-     In-process, only status and latency can be done; the rest is skipped, counted as `unsupported`, logged once per config.
+     truncate cuts a body of known length at its half, another one in its first piece; corrupt inverts one byte in 64, from the
+     first on. In-process only status and latency can be done; the rest is skipped, counted as `unsupported`, logged once.
    Decision: killed? enabled? expired, too old? instance, canary -> first matching rule -> error roll, else latency roll ->
      exclude -> (dry run) -> maxConcurrent, maxFaults. An error short-circuits the delay.
    Rolls: mix = the splitmix64 finaliser of x + 0x9e3779b97f4a7c15, hash = FNV-1a 64 over the bytes in order, all modulo 2^64:
@@ -368,7 +369,7 @@ typedef struct chaos_proxy_desc {
     int head_limit;          /* bytes, 0 = 16,384; 1,024..65,536 */
     int head_timeout;        /* from a head's first byte to its last, 0 = 10,000 */
     int body_timeout;        /* without progress, 0 = 30,000 */
-    int idle_timeout;        /* between requests, 0 = 60,000 */
+    int idle_timeout;        /* between requests, and of a tunnel (Upgrade), 0 = 60,000 */
     int connect_timeout;     /* 0 = 5,000 */
     int reply_timeout;       /* from the request's end to the reply's head, 0 = 60,000 */
     int drain_timeout;       /* after a stop, 0 = 10,000; -1 = at once */
@@ -1450,25 +1451,29 @@ CHAOSI_FN void chaosi_roll_faults(const chaos_fault *f, chaosi_u64 base, chaosi_
 
 /* Glob: `*` matches any run without `stop`, `**` any run; all else stands for itself. stop 0 = both match any run. */
 CHAOSI_FN bool chaosi_glob(chaosi_span pattern, chaosi_span text, char stop) {
-    size_t p = 0, t = 0, back[2] = {SIZE_MAX, SIZE_MAX}, from[2] = {0, 0}; /* behind the last `*`, `**`: to go on after a mismatch */
+    size_t p = 0, t = 0, star = SIZE_MAX, star_t = 0, wide = SIZE_MAX, wide_t = 0; /* where to go on after a mismatch */
     for (;;) {
-        int wide = 0;
         if (p < pattern.len && pattern.at[p] == '*') {
-            wide = !stop || (p + 1 < pattern.len && pattern.at[p + 1] == '*');
+            bool is_wide = !stop || (p + 1 < pattern.len && pattern.at[p + 1] == '*');
             while (p < pattern.len && pattern.at[p] == '*') p++;
-            if (wide) back[0] = SIZE_MAX;
-            back[wide] = p;
-            from[wide] = t;
+            star = is_wide ? SIZE_MAX : p;
+            star_t = t;
+            if (is_wide) wide = p;
+            if (is_wide) wide_t = t;
+        } else if (p == pattern.len && t == text.len) {
+            return true;
         } else if (p < pattern.len && t < text.len && pattern.at[p] == text.at[t]) {
             p++;
             t++;
+        } else if (star != SIZE_MAX && star_t < text.len && text.at[star_t] != stop) {
+            p = star;
+            t = ++star_t;
+        } else if (wide != SIZE_MAX && wide_t < text.len) {
+            p = wide;
+            t = ++wide_t;
+            star = SIZE_MAX;
         } else {
-            if (p == pattern.len && t == text.len) return true;
-            wide = back[0] == SIZE_MAX || from[0] >= text.len || text.at[from[0]] == stop;
-            if (wide) back[0] = SIZE_MAX;
-            if (back[wide] == SIZE_MAX || from[wide] >= text.len) return false;
-            p = back[wide];
-            t = ++from[wide];
+            return false;
         }
     }
 }
@@ -2888,7 +2893,6 @@ CHAOSI_FN chaosi_out chaosi_line(chaos *c, char *buf, const char *level, const c
 /* v NULL = no fault. */
 CHAOSI_FN void chaosi_event(chaos *c, chaos_event_kind kind, chaos_state state, const char *reason, const chaos_verdict *v) {
     chaos_event e;
-    if (!c->desc.event) return;
     memset(&e, 0, sizeof e);
     e.kind = kind;
     e.state = state;
@@ -3062,7 +3066,7 @@ CHAOSI_FN void chaosi_say(chaos *c, chaosi_news what) {
     chaosi_out o;
     int event = chaosi_telling[what].event;
     chaosi_report(c, &s);
-    if (event >= 0) chaosi_event(c, (chaos_event_kind)event, s.state, failed ? s.problem : s.reason, NULL);
+    if (event >= 0 && c->desc.event) chaosi_event(c, (chaos_event_kind)event, s.state, failed ? s.problem : s.reason, NULL);
     if (c->desc.quiet) return;
     o = chaosi_line(c, buf, s.state == CHAOS_STATE_INVALID ? "error" : failed ? "warn" : "info", chaosi_telling[what].action);
     if (what == CHAOSI_OPENED) {
@@ -3157,7 +3161,8 @@ CHAOSI_FN void chaosi_settle_fault(chaos *c, const chaosi_hot *hot, chaos_verdic
             CHAOSI_ADD(&c->log_faults, 1u); /* before the fault is counted: the difference is what a summary tells */
             chaosi_log_fault(c, v, rule, inject ? "inject" : "dryrun");
         }
-        chaosi_event(c, CHAOS_EVENT_FAULT, inject ? CHAOS_STATE_ON : CHAOS_STATE_DRY_RUN, "", v);
+        if (CHAOSI_UNLIKELY(c->desc.event != NULL))
+            chaosi_event(c, CHAOS_EVENT_FAULT, inject ? CHAOS_STATE_ON : CHAOS_STATE_DRY_RUN, "", v);
     }
     chaosi_count(c, word, 1);
     if (!inject) chaosi_spare(v);
@@ -3734,7 +3739,7 @@ CHAOSI_FN ssize_t chaosi_first_bytes(chaosi_worker *w) {
     size_t most = (size_t)w->p->d.head_limit;
     ssize_t n = -1;
 #ifdef CHAOSI_EPOLL
-    bool stay = CHAOSI_LOAD(&w->p->c->connections_now) <= (chaosi_u32)w->p->eager;
+    bool stay = CHAOSI_LOAD(&w->p->idle) && CHAOSI_LOAD(&w->p->c->connections_now) <= (chaosi_u32)w->p->eager;
     if (stay || w->ready) n = stay ? chaosi_recv_first(w->client, w->in, most) : recv(w->client, w->in, most, MSG_DONTWAIT);
     w->parks = (!stay && !w->ready) || (n < 0 && chaosi_would_block());
     w->ready = false;

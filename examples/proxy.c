@@ -421,7 +421,7 @@ static void *admin_main(void *arg) {
         }
         fds[i].fd = spare ? a->listener : -1;
         fds[i + 1].fd = a->stop[0];
-        for (i = 0; i < ADMIN_CLIENTS + 2; i++) fds[i].events = POLLIN, fds[i].revents = 0;
+        for (i = 0; i < ADMIN_CLIENTS + 2; i++) fds[i].events = POLLIN;
         if (poll(fds, ADMIN_CLIENTS + 2, (int)(next - now)) < 0) continue;
         if (fds[ADMIN_CLIENTS + 1].revents) break;
         for (i = 0, c = a->clients; c < end; c++, i++)
@@ -433,8 +433,8 @@ static void *admin_main(void *arg) {
     return NULL;
 }
 
-/* HOST:PORT, [V6]:PORT, :PORT or PORT; no host = 127.0.0.1. */
-static struct addrinfo *resolve(const char *flag, const char *text) {
+/* HOST:PORT, [V6]:PORT, :PORT or PORT; no host = 127.0.0.1. unknown: the exit code when there is no such host. */
+static struct addrinfo *resolve(const char *flag, const char *text, int unknown) {
     const char *colon = strrchr(text, ':'), *port = colon ? colon + 1 : text, *at = text;
     size_t len = colon ? (size_t)(colon - text) : 0;
     char host[256] = "127.0.0.1";
@@ -447,13 +447,13 @@ static struct addrinfo *resolve(const char *flag, const char *text) {
     memset(&hints, 0, sizeof hints);
     hints.ai_socktype = SOCK_STREAM;
     error = getaddrinfo(host, port, &hints, &list);
-    if (error) fail(2, "%s: %s: %s", flag, text, gai_strerror(error));
+    if (error) fail(unknown, "%s: %s: %s", flag, text, gai_strerror(error));
     return list;
 }
 
 /* Opens the listener, so that a bad address is told before anything runs. */
 static void admin_open(admin *a, const settings *s) {
-    struct addrinfo *list = resolve("--admin", s->admin);
+    struct addrinfo *list = resolve("--admin", s->admin, 2);
     struct sockaddr_storage bound;
     socklen_t size = sizeof bound;
     char host[64], port[8];
@@ -505,21 +505,20 @@ static int health(const char *address) {
     const char *body;
     struct addrinfo *list, *a;
     size_t len = 0;
-    ssize_t n = 1;
+    ssize_t n;
     int fd = -1;
     signal(SIGALRM, too_late); /* the one deadline of all that follows */
     alarm(2);
-    list = resolve("--health", address);
-    for (a = list; a && fd < 0; a = a->ai_next) {
+    list = resolve("--health", address, 1);
+    for (a = list; a; a = a->ai_next) {
         fd = socket(a->ai_family, SOCK_STREAM, 0);
         if (fd >= 0 && connect(fd, a->ai_addr, a->ai_addrlen) == 0) break;
         if (!a->ai_next) fail(1, "--health: %s: %s", address, strerror(errno));
         close(fd);
-        fd = -1;
     }
     freeaddrinfo(list);
     send(fd, request, sizeof request - 1, MSG_NOSIGNAL);
-    for (; n > 0 && len + 1 < sizeof reply; len += n > 0 ? (size_t)n : 0) n = recv(fd, reply + len, sizeof reply - 1 - len, 0);
+    while (len + 1 < sizeof reply && (n = recv(fd, reply + len, sizeof reply - 1 - len, 0)) > 0) len += (size_t)n;
     close(fd);
     body = strstr(reply, "\r\n\r\n");
     if (strncmp(reply, "HTTP/1.1 200 ", 13) || !body || strcmp(body, "\r\n\r\nok\n"))
@@ -581,8 +580,8 @@ static int run(settings *s) {
     chaos *faults;
     if (!s->proxy.upstream) fail(2, "--upstream is missing: --upstream http://HOST:PORT (or CHAOS_UPSTREAM)");
     if (s->chaos.config && is_json(s->chaos.config)) parse_or_fail(&config, s->chaos.config, 2);
-
     if (s->admin) admin_open(&panel, s);
+
     signal(SIGPIPE, SIG_IGN); /* a log reader that goes away must not take the service along */
     sigemptyset(&stop.signals);
     sigaddset(&stop.signals, SIGUSR1);

@@ -21,13 +21,14 @@ import sys
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir, "peers"))
-import real  # noqa: E402  the processes and their cleanup
+import common  # noqa: E402  the processes and their cleanup
+import real  # noqa: E402  its nginx and wrk
 
 SECONDS = float(os.environ.get("BENCH_SECONDS") or 3)
 ROUNDS = int(os.environ.get("BENCH_ROUNDS") or 5)
 ONLY = (os.environ.get("BENCH_ONLY") or "").split()
 CORES = len(os.sched_getaffinity(0))
-OUT = os.path.join(real.BUILD, "bench")
+OUT = os.path.join(common.BUILD, "bench")
 FILE_BYTES = 100 * 1000 * 1000
 DELAY = 200
 ME, NGINX, HAPROXY, NODE = "chaos-proxy", "nginx", "HAProxy", "http-proxy"
@@ -105,8 +106,8 @@ class Peer:
         return kib * 1024 / 1e6
 
 
-def start_chaos(name, upstream_port, config=real.OFF, *args):
-    proxy = real.Proxy(upstream_port, config, ttl=1000, args=("--max-conns", "2000", *args))
+def start_chaos(name, upstream_port, config=common.OFF, *args):
+    proxy = common.Proxy(upstream_port, config, ttl=1000, args=("--max-conns", "2000", *args))
     peer = Peer(name, proxy.port, proxy.process)
     peer.proxy = proxy
     return peer
@@ -115,30 +116,30 @@ def start_chaos(name, upstream_port, config=real.OFF, *args):
 def start_server(name, argv, conf, path, **values):
     """nginx or HAProxy with a config of its own. The port is free now, and may be taken a moment later."""
     for _ in range(5):
-        port = real.free_port()
+        port = common.free_port()
         with open(path, "w") as f:
             f.write(conf % dict(values, cores=CORES, port=port))
-        process = real.spawn(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = common.spawn(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         end = time.monotonic() + 5
         while process.poll() is None and time.monotonic() < end:
-            if real.answers(port):
+            if common.answers(port):
                 return Peer(name, port, process)
             time.sleep(0.01)
-        real.stop(process)
+        common.stop(process)
     raise RuntimeError("%s does not start" % name)
 
 
 def start_nginx(upstream_port):
-    folder = os.path.join(real.folder(), "nginx-peer")
+    folder = os.path.join(common.folder(), "nginx-peer")
     os.makedirs(folder)
     path = folder + "/nginx.conf"
-    argv = [real.tool("nginx"), "-p", folder, "-e", folder + "/error.log", "-c", path]
+    argv = [common.tool("nginx"), "-p", folder, "-e", folder + "/error.log", "-c", path]
     return start_server(NGINX, argv, NGINX_CONF, path, dir=folder, user=real.user_line(), upstream=upstream_port)
 
 
 def start_haproxy(upstream_port):
-    path = os.path.join(real.folder(), "haproxy.cfg")
-    return start_server(HAPROXY, [real.tool("haproxy"), "-db", "-f", path], HAPROXY_CONF, path, upstream=upstream_port)
+    path = os.path.join(common.folder(), "haproxy.cfg")
+    return start_server(HAPROXY, [common.tool("haproxy"), "-db", "-f", path], HAPROXY_CONF, path, upstream=upstream_port)
 
 
 def http_proxy_module():
@@ -147,17 +148,17 @@ def http_proxy_module():
     module = os.path.join(folder, "node_modules", "http-proxy")
     if os.path.exists(os.path.join(module, "package.json")):
         return module, ""
-    if not real.tool("npm"):
+    if not common.tool("npm"):
         return None, "npm is not installed"
     os.makedirs(folder, exist_ok=True)
-    argv = [real.tool("npm"), "install", "--prefix", folder, "--no-audit", "--no-fund", "--ignore-scripts",
+    argv = [common.tool("npm"), "install", "--prefix", folder, "--no-audit", "--no-fund", "--ignore-scripts",
             "--fetch-retries=1", "--fetch-retry-mintimeout=500", "--fetch-retry-maxtimeout=1000", "http-proxy@" + HTTP_PROXY]
-    npm = real.spawn(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    npm = common.spawn(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         said = [line for line in npm.communicate(timeout=60)[1].splitlines() if "error" in line.lower()]
     except subprocess.TimeoutExpired:
         said = ["no answer within 60 s"]
-    real.stop(npm)
+    common.stop(npm)
     if npm.returncode == 0:
         return module, ""
     shutil.rmtree(folder, ignore_errors=True)
@@ -165,11 +166,11 @@ def http_proxy_module():
 
 
 def start_http_proxy(upstream_port):
-    module, reason = http_proxy_module() if real.tool("node") else (None, "node is not installed")
+    module, reason = http_proxy_module() if common.tool("node") else (None, "node is not installed")
     if not module:
         return skip(NODE, reason)
     script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "http-proxy.js")
-    process = real.spawn([real.tool("node"), script, module, str(upstream_port)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = common.spawn([common.tool("node"), script, module, str(upstream_port)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     line = process.stdout.readline()
     if not line.strip().isdigit():
         raise RuntimeError("http-proxy.js does not start")
@@ -238,12 +239,12 @@ def rounds(peers, title, turn):
 
 
 def start_wrk(port, seconds, connections, *args):
-    script = os.path.join(real.folder(), "bench.lua")
+    script = os.path.join(common.folder(), "bench.lua")
     if not os.path.exists(script):
         with open(script, "w") as f:
             f.write(real.WRK_FAST_SCRIPT)
     threads = max(1, min(connections, CORES // 2))
-    return real.spawn([real.tool("wrk"), "-t%d" % threads, "-c%d" % connections, "-d%ds" % math.ceil(seconds), "-s", script, *args,
+    return common.spawn([common.tool("wrk"), "-t%d" % threads, "-c%d" % connections, "-d%ds" % math.ceil(seconds), "-s", script, *args,
                        "http://127.0.0.1:%d/" % port], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -254,7 +255,7 @@ def finish_wrk(process, seconds):
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGINT)
         out = process.communicate(timeout=20)[0]
-    real.stop(process)
+    common.stop(process)
     found = re.search(r"^RESULT (.*)$", out, re.M)
     if not found:
         raise RuntimeError("wrk said: " + out[-500:])
@@ -375,10 +376,10 @@ def cost(upstream_port):
     """Chaos on that hits nothing, against off. The second proxy that is off shows what this machine can tell apart."""
     none = {"enabled": True, "latency": 0, "errorRate": 0}
     rule = {"enabled": True, "rules": [{"name": "none", "match": {"paths": ["/", "/**"]}, "errorRate": 0}]}
-    configs = {"off": real.OFF, "again": real.OFF, "on": none, "rule": rule}
+    configs = {"off": common.OFF, "again": common.OFF, "on": none, "rule": rule}
     peers = [start_chaos(ME + " " + key, upstream_port, config) for key, config in configs.items()]
     for p, config in zip(peers, configs.values()):
-        state = real.until(lambda: p.proxy.log("open"), 5, "the first log line")[0]["state"]
+        state = common.until(lambda: p.proxy.log("open"), 5, "the first log line")[0]["state"]
         if state != ("on" if config["enabled"] else "off"):
             raise RuntimeError("%s: chaos is %s" % (p.name, state))
     group = "chaos on but not hitting, 64 keep-alive connections"
@@ -404,9 +405,9 @@ def late(program, upstream_port):
         seen = {}
         for delay in (0, DELAY):
             argv = [program, str(upstream_port), str(connections), str(min(20.0, SECONDS * ROUNDS)), str(delay)]
-            process = real.spawn(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            process = common.spawn(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
             out, complaint = process.communicate(timeout=60)
-            real.stop(process)
+            common.stop(process)
             if process.returncode:
                 raise RuntimeError(complaint.strip() or "late: exit code %d" % process.returncode)
             for line in out.splitlines():
@@ -455,9 +456,9 @@ class Machine:
 
 def version(*argv):
     """The first version number in what a tool says of itself."""
-    if not real.tool(argv[0]):
+    if not common.tool(argv[0]):
         return None
-    said = subprocess.run([real.tool(argv[0]), *argv[1:]], capture_output=True, text=True)
+    said = subprocess.run([common.tool(argv[0]), *argv[1:]], capture_output=True, text=True)
     found = re.search(r"\d+\.\d+(\.\d+)?", said.stdout + said.stderr)
     return found.group() if found else None
 
@@ -475,8 +476,8 @@ def part(name, function, *args):
 
 def measure(program):
     upstream = real.Nginx(UPSTREAM_CONF, "upstream", "worker_connections 8192;")
-    peers = [start_chaos(ME, upstream.port, real.OFF, "--quiet"), start_nginx(upstream.port)]
-    peers.append(start_haproxy(upstream.port) if real.tool("haproxy") else skip(HAPROXY, "not installed"))
+    peers = [start_chaos(ME, upstream.port, common.OFF, "--quiet"), start_nginx(upstream.port)]
+    peers.append(start_haproxy(upstream.port) if common.tool("haproxy") else skip(HAPROXY, "not installed"))
     peers.append(start_http_proxy(upstream.port))
     peers = [p for p in peers if p]
     for connections in (1, 64, 1000):
@@ -484,15 +485,15 @@ def measure(program):
     part("new", new_connections, peers)
     part("memory", memory, peers)
     part("download", download, peers)
-    for process in list(real.RUNNING):
+    for process in list(common.RUNNING):
         if process is not upstream.process:
-            real.stop(process)
+            common.stop(process)
     part("cost", cost, upstream.port)
     part("late", late, program, upstream.port)
 
 
 def main():
-    missing = [t for t in ("nginx", "wrk", "curl", "ps") if not real.tool(t)]
+    missing = [t for t in ("nginx", "wrk", "curl", "ps") if not common.tool(t)]
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 20000) if hard > 0 else 20000, hard))
     machine = Machine()
@@ -502,7 +503,7 @@ def main():
         else:
             measure(sys.argv[1])
     finally:
-        real.cleanup()
+        common.cleanup()
         versions = {"nginx": version("nginx", "-v"), "HAProxy": version("haproxy", "-v"), "node": version("node", "-v"),
                     "http-proxy": HTTP_PROXY, "wrk": version("wrk", "-v")}
         with open(sys.argv[2], "w") as f:
@@ -512,7 +513,7 @@ def main():
 
 
 if __name__ == "__main__":
-    real.atexit.register(real.cleanup)
+    real.atexit.register(common.cleanup)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(1))
     sys.exit(main())

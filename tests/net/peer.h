@@ -649,7 +649,7 @@ static inline peer_upstream *peer_upstream_start(void) {
     peer_upstream *up = (peer_upstream *)calloc(1, sizeof *up);
     if (!up) abort();
     pthread_mutex_init(&up->lock, NULL);
-    up->fd = peer_listen(&up->port, 128);
+    up->fd = peer_listen(&up->port, 1024);
     if (pthread_create(&up->thread, NULL, peer_accept_loop, up)) abort();
     return up;
 }
@@ -776,10 +776,42 @@ static inline void peer_proxy_join(peer_proxy *p, int ms) {
     pthread_join(p->thread, NULL);
 }
 
+/* ---- the log ---- */
+typedef struct peer_log {
+    pthread_mutex_t lock;
+    peer_bytes text;
+    int bad; /* lines that are not exactly one JSON object */
+} peer_log;
+
+static inline void peer_log_line(void *user, const char *line, size_t len) {
+    peer_log *l = (peer_log *)user;
+    bool good = len > 2 && line[0] == '{' && line[len - 2] == '}' && memchr(line, '\n', len) == line + len - 1 &&
+                chaos_json_check(line, len - 1, NULL) == CHAOS_OK;
+    pthread_mutex_lock(&l->lock);
+    if (!good) l->bad++;
+    peer_add(&l->text, line, len);
+    pthread_mutex_unlock(&l->lock);
+}
+
+/* How many lines hold all of these texts; any may be "". */
+static inline int peer_logged(peer_log *l, const char *a, const char *b, const char *c) {
+    const char *at;
+    int n = 0;
+    pthread_mutex_lock(&l->lock);
+    for (at = peer_text(&l->text); *at; at += strcspn(at, "\n") + 1) {
+        char line[4096];
+        snprintf(line, sizeof line, "%.*s", (int)strcspn(at, "\n"), at);
+        n += strstr(line, a) && strstr(line, b) && strstr(line, c);
+    }
+    pthread_mutex_unlock(&l->lock);
+    return n;
+}
+
 /* ---- all of it together ---- */
 typedef struct peer_rig {
     peer_upstream *up;
     peer_source source;
+    peer_log log;
     chaos *c;
     peer_proxy proxy;
     char upstream_url[64];
@@ -792,11 +824,16 @@ static inline void peer_rig_config(peer_rig *r, const char *json) {
     if (!CHECK(chaos_refresh(r->c, &err) == CHAOS_OK)) printf("     %s\n", err.text);
 }
 
-static inline void peer_rig_open(peer_rig *r, const char *json) {
+/* more: an allocator and the like, or NULL. */
+static inline void peer_rig_open_with(peer_rig *r, const char *json, const chaos_desc *more) {
     chaos_desc d;
     memset(r, 0, sizeof *r);
     memset(&d, 0, sizeof d);
+    if (more) d = *more;
     peer_source_init(&r->source, json);
+    pthread_mutex_init(&r->log.lock, NULL);
+    d.log = peer_log_line;
+    d.log_user = &r->log;
     d.fetch = peer_fetch;
     d.fetch_user = &r->source;
     d.instance = "rig";
@@ -806,13 +843,14 @@ static inline void peer_rig_open(peer_rig *r, const char *json) {
     CHECK(r->c != NULL);
     peer_rig_config(r, json);
 }
+static inline void peer_rig_open(peer_rig *r, const char *json) { peer_rig_open_with(r, json, NULL); }
 
 /* An upstream, a handle with this config, and the proxy between. desc may be NULL; its upstream may be set. */
-static inline void peer_rig_start(peer_rig *r, const char *json, const chaos_proxy_desc *desc) {
+static inline void peer_rig_start_with(peer_rig *r, const char *json, const chaos_proxy_desc *desc, const chaos_desc *more) {
     chaos_proxy_desc d;
     memset(&d, 0, sizeof d);
     if (desc) d = *desc;
-    peer_rig_open(r, json);
+    peer_rig_open_with(r, json, more);
     r->up = peer_upstream_start();
     snprintf(r->upstream_url, sizeof r->upstream_url, "http://127.0.0.1:%d", r->up->port);
     if (!d.upstream) d.upstream = r->upstream_url;
@@ -823,6 +861,7 @@ static inline void peer_rig_start(peer_rig *r, const char *json, const chaos_pro
         _Exit(1);
     }
 }
+static inline void peer_rig_start(peer_rig *r, const char *json, const chaos_proxy_desc *desc) { peer_rig_start_with(r, json, desc, NULL); }
 
 static inline void peer_rig_stop(peer_rig *r) {
     if (PEER_LOAD(&r->proxy.port)) {
@@ -832,6 +871,9 @@ static inline void peer_rig_stop(peer_rig *r) {
     }
     if (r->up) peer_upstream_stop(r->up);
     chaos_close(r->c);
+    CHECK_INT(r->log.bad, 0);
+    peer_free(&r->log.text);
+    pthread_mutex_destroy(&r->log.lock);
     pthread_mutex_destroy(&r->source.lock);
 }
 
@@ -840,6 +882,28 @@ static inline chaos_report peer_report(peer_rig *r) {
     memset(&report, 0, sizeof report);
     chaos_stats(r->c, &report);
     return report;
+}
+
+/* ---- short names for cases ---- */
+#define PORT(rig) PEER_LOAD(&(rig)->proxy.port)
+#define GET(path) "GET " path " HTTP/1.1\r\nHost: test\r\n\r\n"
+
+static inline chaos_proxy_desc no_desc(void) {
+    chaos_proxy_desc d;
+    memset(&d, 0, sizeof d);
+    return d;
+}
+static inline peer_message no_message(void) {
+    peer_message m;
+    memset(&m, 0, sizeof m);
+    return m;
+}
+
+/* The run ends by itself or by a stop already given: joins it, so that peer_rig_stop has only the rest to end. */
+static inline void peer_rig_join(peer_rig *r, int ms) {
+    peer_proxy_join(&r->proxy, ms);
+    CHECK_INT(r->proxy.result, CHAOS_OK);
+    r->proxy.port = 0;
 }
 
 #endif

@@ -9,20 +9,6 @@
 #define DELAY_200  "{\"enabled\":true,\"latency\":200,\"expiresAt\":\"never\"}"
 #define DELAY_LONG "{\"enabled\":true,\"latency\":60000,\"expiresAt\":\"never\"}"
 
-#define PORT(rig) PEER_LOAD(&(rig)->proxy.port)
-#define GET(path) "GET " path " HTTP/1.1\r\nHost: test\r\n\r\n"
-
-static chaos_proxy_desc no_desc(void) {
-    chaos_proxy_desc d;
-    memset(&d, 0, sizeof d);
-    return d;
-}
-static peer_message no_message(void) {
-    peer_message m;
-    memset(&m, 0, sizeof m);
-    return m;
-}
-
 /* An error of the proxy's own: says so, never looks injected, and can be told from the upstream's. */
 static void check_own_error(const peer_message *m, int status) {
     char value[256];

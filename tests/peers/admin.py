@@ -23,6 +23,10 @@ from cli import DEADLINE, PROXY, Program, ask, connect, equal, recording_upstrea
 try:
     from prometheus_client.parser import text_string_to_metric_families
 except ImportError:
+    # Debian's packages are Debian's python's, which need not be the first on PATH.
+    if os.path.exists("/usr/bin/python3") and not os.environ.get("CHAOS_PEER_AGAIN"):
+        os.environ["CHAOS_PEER_AGAIN"] = "1"
+        os.execv("/usr/bin/python3", ["/usr/bin/python3", *sys.argv])
     text_string_to_metric_families = None
 
 HEALTH_WITHIN = 2.5  # --health promises 2 s
@@ -143,7 +147,8 @@ def case_bad_addresses():
                     "no.such.host.invalid:1"):
         for flag in ("--admin", "--health"):
             got = run("--upstream", "http://127.0.0.1:1", flag, address)
-            equal((got.returncode, got.stdout, got.stderr.count("\n")), (2, "", 1), "%s %s: %s" % (flag, address, got.stderr))
+            code = 1 if flag == "--health" and "invalid" in address else 2  # a name that is not known today may be tomorrow
+            equal((got.returncode, got.stdout, got.stderr.count("\n")), (code, "", 1), "%s %s: %s" % (flag, address, got.stderr))
             assert flag in got.stderr and address in got.stderr, got.stderr
 
 
@@ -225,7 +230,8 @@ def case_counters_only_grow():
             t.start()
         try:
             before = metrics(p.admin)
-            for _ in range(60):
+            end = time.monotonic() + DEADLINE
+            while before["chaos_requests_total"] < 500 and time.monotonic() < end:
                 now = metrics(p.admin)
                 for name in now:
                     assert "_total" not in name or now[name] >= before[name], "%s fell from %s to %s" % (name, before[name], now[name])
@@ -234,7 +240,7 @@ def case_counters_only_grow():
             done.set()
             for t in threads:
                 t.join()
-        assert before["chaos_requests_total"] > 100, before["chaos_requests_total"]
+        assert before["chaos_requests_total"] >= 500, before["chaos_requests_total"]
 
 
 # ---- /config --------------------------------------------------------------------------------------------------------
@@ -479,6 +485,7 @@ def case_health_of_a_proxy():
         equal(run("--health=127.0.0.1:%d" % p.admin).returncode, 0)
         equal(run("--health", str(p.admin)).returncode, 0)
         p.signal(signal.SIGSTOP)
+        os.waitpid(p.process.pid, os.WUNTRACED)  # until its last thread stands still
         health(p.admin, 1, "2 s")
         p.signal(signal.SIGCONT)
         health(p.admin, 0)

@@ -47,7 +47,6 @@ HAPROXY = """
         maxconn 256
     defaults
         mode http
-        retries 0
         http-reuse always
         timeout connect 300ms
         timeout client 300ms
