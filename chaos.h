@@ -271,7 +271,7 @@ typedef struct chaos_report {
     unsigned long long log_lines, log_dropped;     /* dropped: the pipe was full or dead */
     unsigned long long connections, proxied;       /* proxy: accepted; replies relayed from the upstream */
     unsigned long long rejected;                   /* proxy: own 4xx */
-    unsigned long long skipped;                    /* proxy: of the injected, truncate or corrupt that found no body to damage */
+    unsigned long long skipped;                    /* proxy: of the injected, came to nothing: no body to damage, or off by then */
     unsigned long long capped_ms;                  /* proxy: time in which max_connections set the pace, not the fault */
     unsigned long long upstream_errors;            /* proxy: own 502, 504 and cut replies */
 } chaos_report;
@@ -377,7 +377,8 @@ typedef struct chaos_proxy_desc {
     void *user;
 } chaos_proxy_desc;
 
-/* Runs the proxy until chaos_proxy_stop; returns when its last thread is gone. One run per handle at a time. */
+/* Runs the proxy until chaos_proxy_stop; returns when its last thread is gone (a look-up of the upstream's name that is in
+   progress then is waited for). One run per handle at a time. */
 CHAOS_POINT(chaos_result, chaos_proxy_run, (chaos * c, const chaos_proxy_desc *desc, chaos_error *err), (void)c; (void)desc; (void)err;
             return CHAOS_ERR_COMPILED_OUT)
 /* Stops accepting, closes idle connections, lets requests in progress end within drain_timeout. Latched: a stop before the
@@ -2187,6 +2188,7 @@ typedef struct chaosi_head {
     int status, minor;     /* HTTP/1.minor, 0 or 1 */
     int count;
     bool chunked, has_length, keep_alive, expects;
+    bool closes;          /* Connection: close, which wins */
     bool tunnel;          /* asks to become another protocol, here: bytes both ways */
     bool trailers;        /* TE: trailers */
     chaosi_span protocol; /* of Upgrade */
@@ -2290,6 +2292,7 @@ CHAOSI_FN int chaosi_transfer_coding(chaosi_span value) {
 /* What a field means for framing and the connection. 0 = fine, else the status to answer. */
 CHAOSI_FN int chaosi_field_meaning(chaosi_head *h, const chaosi_field *f) {
     chaosi_span list = f->value, element;
+    int elements = 0;
     if (chaosi_is(f->name, "content-length")) {
         if (h->has_length || !chaosi_length_of(f->value, &h->length)) return 400;
         h->has_length = true;
@@ -2299,8 +2302,8 @@ CHAOSI_FN int chaosi_field_meaning(chaosi_head *h, const chaosi_field *f) {
         h->chunked = true;
     } else if (chaosi_is(f->name, "connection")) {
         while (chaosi_next_element(&list, &element)) {
-            if (element.len && !chaosi_is_token(element)) return 400;
-            if (chaosi_is(element, "close")) h->keep_alive = false;
+            if ((element.len && !chaosi_is_token(element)) || ++elements > 32) return 400;
+            if (chaosi_is(element, "close")) h->closes = true;
             else if (chaosi_is(element, "upgrade")) h->tunnel = true;
             else if (h->minor == 0 && chaosi_is(element, "keep-alive")) h->keep_alive = true;
         }
@@ -2345,6 +2348,7 @@ CHAOSI_FN int chaosi_fields(chaosi_head *h, const char *buf, size_t len, size_t 
         if (status) return -status;
     }
     if (h->chunked && (h->has_length || h->minor == 0)) return -400;
+    h->keep_alive = h->keep_alive && !h->closes;
     h->tunnel = h->tunnel && h->protocol.len && h->minor && !h->chunked && !h->length;
     protocols = h->protocol;
     while (h->tunnel && chaosi_next_element(&protocols, &line)) h->tunnel = !chaosi_is(line, "h2c"); /* a way around this parser */
@@ -2514,15 +2518,24 @@ CHAOSI_FN chaosi_span chaosi_field_value(const chaosi_head *h, const char *name)
     return chaosi_of(NULL, 0);
 }
 
+/* Is the name in a list of names, case aside? One that ends in a star stands for all that begin like it. */
+CHAOSI_FN bool chaosi_listed(const char *names, chaosi_span name) {
+    for (;;) {
+        size_t n = 0, star;
+        while (names[n] && names[n] != ',') n++;
+        star = names[n - 1] == '*';
+        if ((star ? name.len >= n : name.len == n) && chaosi_same_nocase(chaosi_of(names, n - star), chaosi_of(name.at, n - star)))
+            return true;
+        if (!names[n]) return false;
+        names += n + 1;
+    }
+}
+
 /* Fields that belong to one connection and are made afresh for the next (RFC 9110 section 7.6.1). */
 CHAOSI_FN bool chaosi_is_hop_by_hop(const chaosi_head *h, chaosi_span name) {
-    static const char *const always[] = {"connection",        "keep-alive", "proxy-connection", "te",
-                                         "transfer-encoding", "upgrade",    "content-length"};
     chaosi_span list, element;
-    size_t k;
     int i;
-    for (k = 0; k < sizeof always / sizeof always[0]; k++)
-        if (chaosi_is(name, always[k])) return true;
+    if (chaosi_listed("connection,keep-alive,proxy-connection,te,transfer-encoding,upgrade,content-length", name)) return true;
     for (i = 0; i < h->count; i++) {
         list = h->fields[i].value;
         if (!chaosi_is(h->fields[i].name, "connection")) continue;
@@ -2535,36 +2548,15 @@ CHAOSI_FN bool chaosi_is_hop_by_hop(const chaosi_head *h, chaosi_span name) {
 /* Drops from trailer lines, in place, what must not stand there: framing, routing, controls, credentials, and what describes the
    content (RFC 9110 section 6.5.1). Returns the new length. */
 CHAOSI_FN size_t chaosi_clean_trailers(const chaosi_head *h, char *lines, size_t len) {
-    static const char *const never[] = {"host",
-                                        "content-encoding",
-                                        "content-type",
-                                        "content-range",
-                                        "authorization",
-                                        "cookie",
-                                        "set-cookie",
-                                        "cache-control",
-                                        "expect",
-                                        "trailer",
-                                        "via",
-                                        "x-forwarded-for",
-                                        "forwarded",
-                                        "x-forwarded-host",
-                                        "x-forwarded-proto",
-                                        "range",
-                                        "proxy-authorization",
-                                        "max-forwards",
-                                        "location",
-                                        "www-authenticate",
-                                        "x-chaos-injected",
-                                        "x-chaos-delay-ms"};
-    const size_t count = sizeof never / sizeof never[0];
-    size_t at = 0, kept = 0, k;
+    static const char *const never = "host,content-encoding,content-type,content-range,authorization,cookie,set-cookie,cache-control,"
+                                     "expect,trailer,via,forwarded,x-forwarded-*,x-real-ip,range,proxy-*,max-forwards,location,"
+                                     "www-authenticate,x-chaos-*";
+    size_t at = 0, kept = 0;
     chaosi_span line, name;
     while (chaosi_line_at(lines, len, at, &line) > 0) {
         at += line.len + 2;
         name = chaosi_of(line.at, (size_t)((const char *)memchr(line.at, ':', line.len) - line.at));
-        for (k = 0; k < count && !chaosi_is(name, never[k]); k++) {}
-        if (k < count || chaosi_is_hop_by_hop(h, name)) continue;
+        if (chaosi_listed(never, name) || chaosi_is_hop_by_hop(h, name)) continue;
         memmove(lines + kept, line.at, line.len + 2);
         kept += line.len + 2;
     }
@@ -3296,6 +3288,7 @@ typedef struct chaosi_client {
     int fd, upstream; /* -1 = none; upstream: while its request is forwarded */
     chaosi_u64 place; /* to and from FREE under the lock */
     bool known;       /* to epoll */
+    chaosi_u32 asked; /* it has sent a request */
     bool armed;       /* it tells of this client; not while a body or a tunnel is streamed */
     struct chaosi_client *next_free;
     char peer[48];
@@ -3416,8 +3409,9 @@ CHAOSI_FN bool chaosi_watch(chaosi_proxy *p, bool add, int fd, void *what, bool 
 #ifdef CHAOSI_EPOLL
     struct epoll_event e;
     memset(&e, 0, sizeof e);
-    if (what == &p->listener && !on) e.events = EPOLLIN | EPOLLONESHOT; /* at the limit: who comes is told of once */
-    else if (on) e.events = what == &p->listener || what == p ? EPOLLIN : EPOLLIN | EPOLLET;
+    if (what == p) e.events = EPOLLIN;
+    else if (what == &p->listener) e.events = on ? EPOLLIN : EPOLLIN | EPOLLONESHOT; /* at the limit: who comes is told of once */
+    else e.events = on ? EPOLLIN | EPOLLET : EPOLLET;                                /* off, a hang-up is still told of, once */
     e.data.ptr = what;
     return epoll_ctl(p->ready, add ? EPOLL_CTL_ADD : EPOLL_CTL_MOD, fd, &e) == 0;
 #else
@@ -3443,11 +3437,7 @@ CHAOSI_FN void chaosi_drop_upstream(chaosi_worker *w) {
 }
 
 CHAOSI_FN bool chaosi_is_idempotent(const chaosi_head *h) { /* RFC 9110 section 9.2.2 */
-    static const char *const methods[] = {"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"};
-    size_t i;
-    for (i = 0; i < sizeof methods / sizeof methods[0]; i++)
-        if (chaosi_same(h->method, chaosi_str(methods[i]))) return true;
-    return false;
+    return chaosi_listed("GET,HEAD,OPTIONS,PUT,DELETE,TRACE", h->method);
 }
 
 CHAOSI_FN bool chaosi_has_body(const chaosi_head *h) { return h->chunked || h->length > 0; }
@@ -3463,7 +3453,7 @@ CHAOSI_FN int chaosi_pool_take(chaosi_worker *w, chaosi_u64 most_idle) {
     for (;;) {
         int fd = -1;
         pthread_mutex_lock(&p->lock);
-        if (p->idle_upstreams && now < p->pool[p->idle_upstreams - 1].since + most_idle)
+        if (!CHAOSI_LOAD(&p->hard) && p->idle_upstreams && now < p->pool[p->idle_upstreams - 1].since + most_idle)
             w->who->upstream = fd = p->pool[--p->idle_upstreams].fd;
         pthread_mutex_unlock(&p->lock);
         if (fd < 0 || chaosi_is_quiet(fd)) return fd;
@@ -3497,6 +3487,18 @@ CHAOSI_FN void chaosi_pool_trim(chaosi_proxy *p, chaosi_u64 ns) {
     pthread_mutex_unlock(&p->lock);
 }
 
+/* The address that answered is the first to be dialled from now on. */
+CHAOSI_FN void chaosi_prefer(chaosi_proxy *p, const chaosi_address *good) {
+    int i;
+    pthread_mutex_lock(&p->lock);
+    for (i = 0; i < p->address_count; i++)
+        if (memcmp(&p->addresses[i], good, sizeof *good) == 0) {
+            p->addresses[i] = p->addresses[0];
+            p->addresses[0] = *good;
+        }
+    pthread_mutex_unlock(&p->lock);
+}
+
 /* Dials the addresses in turn until one answers. 0 = connected, else errno. */
 CHAOSI_FN int chaosi_dial_upstream(chaosi_worker *w) {
     chaosi_proxy *p = w->p;
@@ -3509,10 +3511,12 @@ CHAOSI_FN int chaosi_dial_upstream(chaosi_worker *w) {
     w->reused = false;
     for (i = 0; i < count; i++) {
         int fd = chaosi_socket(&addresses[i]);
-        if (fd < 0) return errno;
+        if (fd < 0) chaosi_pool_trim(p, 0); /* perhaps the pool has the descriptors */
+        if (fd < 0 && (fd = chaosi_socket(&addresses[i])) < 0) return errno;
         chaosi_set_upstream(w, fd);
         problem = chaosi_connect(fd, &addresses[i], chaosi_in(p->d.connect_timeout));
         if (!problem) chaosi_set_patience(fd, p->d.reply_timeout);
+        if (!problem && i) chaosi_prefer(p, &addresses[i]);
         if (!problem) return 0;
         chaosi_drop_upstream(w);
     }
@@ -3746,7 +3750,9 @@ CHAOSI_FN ssize_t chaosi_first_bytes(chaosi_worker *w) {
     w->parks = (!stay && !w->ready) || (n < 0 && chaosi_would_block());
     w->ready = false;
 #else
-    chaosi_sleep_until(chaosi_in(w->p->d.idle_timeout), w->client, CHAOSI_STOP(w->p->c)[0]);
+    chaosi_u64 deadline = chaosi_in(w->p->d.idle_timeout);
+    do chaosi_sleep_until(deadline, w->client, CHAOSI_STOP(w->p->c)[0]);
+    while (!chaosi_readable(w->client) && !chaosi_readable(CHAOSI_STOP(w->p->c)[0]) && chaosi_clock(false) < deadline);
     n = recv(w->client, w->in, most, MSG_DONTWAIT);
 #endif
     return n;
@@ -3803,8 +3809,8 @@ CHAOSI_FN void chaosi_ask(chaosi_worker *w) {
     memset(&r, 0, sizeof r);
     r.method = w->req.method.at;
     r.method_len = w->req.method.len;
-    r.path = w->req.path.len ? w->req.path.at : "/";
-    r.path_len = w->req.path.len;
+    r.path = w->req.path.len && w->req.path.at[0] != '?' ? w->req.path.at : "/"; /* as it goes upstream */
+    r.path_len = r.path == w->req.path.at ? w->req.path.len : 1;
     r.key = key.len ? key.at : NULL;
     r.key_len = key.len;
     r.header = chaosi_worker_header;
@@ -3814,7 +3820,7 @@ CHAOSI_FN void chaosi_ask(chaosi_worker *w) {
 
 CHAOSI_FN void chaosi_want_worker(chaosi_proxy *p);
 
-/* Waits out an injected delay or hang; after a stop, no longer than the drain. */
+/* Waits out an injected delay or hang; after a stop, no longer than half of the drain: the request needs the rest. */
 CHAOSI_FN void chaosi_hold(chaosi_worker *w, chaosi_u64 ns) {
     chaosi_u64 deadline = chaosi_clock(false) + ns, now;
     if (!CHAOSI_LOAD(&w->p->idle)) chaosi_want_worker(w->p);
@@ -3822,7 +3828,7 @@ CHAOSI_FN void chaosi_hold(chaosi_worker *w, chaosi_u64 ns) {
     now = chaosi_clock(false);
     if (now >= deadline) CHAOSI_LATE(now - deadline);
     else if (CHAOSI_SEQ(&w->p->c->armed) && chaosi_readable(CHAOSI_STOP(w->p->c)[0]))
-        chaosi_wait(w->p->c, chaosi_min(deadline, chaosi_in(w->p->d.drain_timeout)), -1);
+        chaosi_wait(w->p->c, chaosi_min(deadline, chaosi_in(w->p->d.drain_timeout / 2)), -1);
 }
 
 /* Reads and drops the request body, if it is short: true = the connection stays usable. */
@@ -3851,17 +3857,23 @@ CHAOSI_FN void chaosi_inject_status(chaosi_worker *w) {
     chaosi_answer(w, w->verdict.status, fields, body, len);
 }
 
+#ifdef __linux__
+#define CHAOSI_GONE 0x2000 /* POLLRDHUP, which only _GNU_SOURCE shows: seen behind a body that nobody reads */
+#else
+#define CHAOSI_GONE 0
+#endif
+
 /* No reply until the client goes, chaos goes off, or the cap. True = chaos went off: the request goes on. */
 CHAOSI_FN bool chaosi_hang(chaosi_worker *w) {
     chaosi_u64 end = chaosi_clock(false) + CHAOSI_HANG_MAX_NS;
     while (chaosi_clock(false) < end) {
-        char byte;
-        ssize_t n;
+        struct pollfd client;
+        client.fd = w->client;
+        client.events = CHAOSI_GONE;
+        client.revents = 0;
         chaosi_hold(w, 50 * CHAOSI_MS);
         if (!CHAOSI_SEQ(&w->p->c->armed)) return true;
-        if (CHAOSI_LOAD(&w->p->stopping)) return false;
-        n = recv(w->client, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
-        if (n == 0 || (n < 0 && !chaosi_would_block())) return false;
+        if (CHAOSI_LOAD(&w->p->stopping) || poll(&client, 1, 0) > 0) return false;
     }
     return false;
 }
@@ -3872,7 +3884,6 @@ CHAOSI_FN bool chaosi_inject(chaosi_worker *w) {
     bool read = w->verdict.after ? w->up.done : w->verdict.kind == CHAOS_RESET || chaosi_swallow_body(w);
     if (!read) w->close = w->lingers = true;
     if (w->verdict.kind == CHAOS_RESET) chaosi_make_reset(w->client);
-    if (w->verdict.kind == CHAOS_HANG && w->verdict.after) chaosi_hang(w);
     if (w->verdict.kind == CHAOS_STATUS) chaosi_inject_status(w);
     return w->verdict.kind == CHAOS_STATUS && !w->close;
 }
@@ -3895,12 +3906,9 @@ CHAOSI_FN bool chaosi_put_upstream_head(chaosi_worker *w) {
 
 /* What a cache could keep a damaged or delayed reply by, past the experiment. */
 CHAOSI_FN bool chaosi_is_validator(const chaosi_worker *w, chaosi_span name) {
-    static const char *const names[] = {"cache-control", "etag",   "last-modified",  "age", /* and of corrupt ones: */
-                                        "content-md5",   "digest", "content-digest", "repr-digest"};
-    size_t i, count = w->verdict.kind == CHAOS_PASS ? 0 : w->verdict.kind == CHAOS_CORRUPT ? 8 : 4;
-    for (i = 0; i < count; i++)
-        if (chaosi_is(name, names[i])) return true;
-    return false;
+    if (!w->verdict.kind) return false;
+    if (chaosi_listed("cache-control,etag,last-modified,age", name)) return true;
+    return w->verdict.kind == CHAOS_CORRUPT && chaosi_listed("content-md5,digest,content-digest,repr-digest", name);
 }
 
 /* Status line and fields of the upstream's reply, as they go on. */
@@ -4024,12 +4032,12 @@ CHAOSI_FN bool chaosi_put_client_head(chaosi_worker *w, chaosi_body body, size_t
 CHAOSI_FN bool chaosi_stream(chaosi_worker *w) {
     chaosi_flow *up = &w->up, *down = &w->down;
     for (;;) {
+        if (!CHAOSI_LOAD(&w->p->c->armed)) down->damage = 0, down->paced_until = down->slice = 0;
         chaosi_flow_move(down);
         if (!chaosi_flow_over(up)) chaosi_flow_move(up);
         if (chaosi_flow_over(down)) return down->done && !down->cut;
         if (down->slice && down->paced_until > chaosi_clock(false)) {
             chaosi_hold(w, down->paced_until - chaosi_clock(false));
-            if (!CHAOSI_SEQ(&w->p->c->armed)) down->paced_until = down->slice = 0;
         } else if (!chaosi_flows_wait(w, false, chaosi_in(w->p->d.body_timeout))) {
             return false;
         }
@@ -4054,11 +4062,10 @@ CHAOSI_FN void chaosi_tunnel(chaosi_worker *w) {
     } while (open && chaosi_flows_wait(w, false, chaosi_in(w->p->d.idle_timeout)));
 }
 
-/* Truncate and corrupt need a body to damage. */
-CHAOSI_FN void chaosi_spare_bodiless(chaosi_worker *w, chaosi_body body) {
-    if (w->verdict.kind < CHAOS_TRUNCATE || (body != CHAOSI_BODY_NONE && (body != CHAOSI_BODY_LENGTH || w->reply.length))) return;
+/* A fault that came to nothing after it was decided. */
+CHAOSI_FN void chaosi_spare_late(chaosi_worker *w) {
     chaosi_count(w->p->c, CHAOSI_WORD(skipped), 1);
-    w->verdict.kind = CHAOS_PASS;
+    chaosi_spare(&w->verdict);
 }
 
 /* The reply head is in w->rep: send it on, with its body. True = the client's connection may go on. */
@@ -4069,7 +4076,9 @@ CHAOSI_FN bool chaosi_relay(chaosi_worker *w, int head_len) {
     bool whole;
     if (!w->up.done) w->close = w->lingers = true; /* an early reply: the rest of the body is not wanted */
     if (body == CHAOSI_BODY_CLOSE || (body == CHAOSI_BODY_CHUNKED && !w->req.minor)) w->close = true;
-    chaosi_spare_bodiless(w, w->reply.status == 101 ? CHAOSI_BODY_NONE : body);
+    if (w->verdict.kind >= CHAOS_TRUNCATE &&
+        (w->reply.status == 101 || body == CHAOSI_BODY_NONE || (body == CHAOSI_BODY_LENGTH && !w->reply.length)))
+        chaosi_spare_late(w); /* no body to damage */
     if (!chaosi_put_client_head(w, body, &len)) {
         chaosi_refuse(w, CHAOSI_BAD_REPLY);
         return false;
@@ -4093,7 +4102,8 @@ CHAOSI_FN bool chaosi_relay(chaosi_worker *w, int head_len) {
         return false;
     }
     w->replied = true;
-    chaosi_count(w->p->c, whole || down->cut ? CHAOSI_WORD(proxied) : CHAOSI_WORD(upstream_errors), 1);
+    if (whole || down->cut) chaosi_count(w->p->c, CHAOSI_WORD(proxied), 1);
+    else if (!down->send_failed) chaosi_count(w->p->c, CHAOSI_WORD(upstream_errors), 1);
     if (whole && w->up.done && !down->len && body != CHAOSI_BODY_CLOSE && w->reply.keep_alive) chaosi_pool_put(w);
     if (!whole && body != CHAOSI_BODY_LENGTH && !down->chunk_out) chaosi_make_reset(w->client); /* a cut message must look cut */
     return whole && !w->close;
@@ -4105,6 +4115,8 @@ CHAOSI_FN bool chaosi_forward(chaosi_worker *w) {
     int head_len = 0;
     chaosi_outcome outcome = chaosi_exchange(w, &head_len);
     bool on = false;
+    if (outcome == CHAOSI_REPLY && w->verdict.after && w->verdict.kind == CHAOS_HANG) chaosi_hang(w);
+    if (w->verdict.kind > CHAOS_DELAY && !CHAOSI_SEQ(&w->p->c->armed)) chaosi_spare_late(w); /* off meanwhile: the real reply */
     if (outcome != CHAOSI_REPLY) chaosi_refuse(w, outcome);
     else on = w->verdict.after && w->verdict.kind < CHAOS_TRUNCATE ? chaosi_inject(w) : chaosi_relay(w, head_len);
     chaosi_drop_upstream(w);
@@ -4116,17 +4128,20 @@ CHAOSI_FN bool chaosi_forward(chaosi_worker *w) {
 CHAOSI_FN bool chaosi_serve_one(chaosi_worker *w) {
     bool on;
     int kind;
+    chaosi_u32 ticket;
     w->replied = w->close = w->lingers = w->parks = false;
     if (!chaosi_read_head(w)) return false;
     CHAOSI_ADD(&w->p->served, 1u);
+    CHAOSI_STORE(&w->who->asked, 1u);
     w->close = !w->req.keep_alive || CHAOSI_LOAD(&w->p->stopping);
     chaosi_ask(w);
+    ticket = w->verdict.ticket; /* also of a fault that is spared on the way */
     if (w->verdict.kind == CHAOS_DELAY) chaosi_hold(w, (chaosi_u64)w->verdict.delay_us * 1000);
-    if (w->verdict.kind == CHAOS_HANG && !w->verdict.after && chaosi_hang(w)) chaosi_spare(&w->verdict);
+    if (w->verdict.kind == CHAOS_HANG && !w->verdict.after && chaosi_hang(w)) chaosi_spare_late(w);
     kind = w->verdict.kind;
     if (kind < CHAOS_STATUS || kind >= CHAOS_TRUNCATE || w->verdict.after) on = chaosi_forward(w);
     else on = kind != CHAOS_HANG && chaosi_inject(w);
-    if (w->verdict.ticket) chaosi_give_ticket(w->p->c, w->verdict.ticket);
+    if (ticket) chaosi_give_ticket(w->p->c, ticket);
     if (!on) return false;
     memmove(w->in, w->in + w->head_len + w->up.at, w->up.len); /* what came behind the request */
     w->in_len = w->up.len;
@@ -4155,6 +4170,7 @@ CHAOSI_FN chaosi_client *chaosi_admit(chaosi_proxy *p) {
         else who = &p->clients[p->client_used++];
         who->fd = who->upstream = -1;
         who->known = who->armed = false;
+        CHAOSI_STORE(&who->asked, 0u);
         CHAOSI_ORDERED(&who->place, CHAOSI_BUSY);
         if (++p->client_count == p->d.max_connections) chaosi_at_limit(p, true);
     } else if (!p->full_since && chaosi_readable(p->listener)) {
@@ -4229,15 +4245,16 @@ CHAOSI_FN bool chaosi_park(chaosi_proxy *p, chaosi_client *who) {
     return true;
 }
 
-/* Closes parked connections that were idle for longer than `ns`. */
-CHAOSI_FN void chaosi_sweep(chaosi_proxy *p, chaosi_u64 ns) {
-    chaosi_u64 now = chaosi_clock(false);
+/* Closes parked connections that were idle for longer than `ms`; those that never asked for anything have the head's time. */
+CHAOSI_FN void chaosi_sweep(chaosi_proxy *p, int ms) {
+    chaosi_u64 now = chaosi_clock(false), asked_ns = (chaosi_u64)(unsigned)ms * CHAOSI_MS;
+    chaosi_u64 silent_ns = chaosi_min(asked_ns, (chaosi_u64)(unsigned)p->d.head_timeout * CHAOSI_MS);
     int i, used;
     pthread_mutex_lock(&p->lock);
     used = p->client_used;
     pthread_mutex_unlock(&p->lock);
     for (i = 0; i < used; i++) {
-        chaosi_u64 place = CHAOSI_SEQ(&p->clients[i].place);
+        chaosi_u64 place = CHAOSI_SEQ(&p->clients[i].place), ns = CHAOSI_LOAD(&p->clients[i].asked) ? asked_ns : silent_ns;
         if ((place & 3u) == CHAOSI_PARKED && now >= (place & ~(chaosi_u64)3) + ns && CHAOSI_CAS(&p->clients[i].place, &place, CHAOSI_BUSY))
             chaosi_dismiss(p, &p->clients[i]);
     }
@@ -4349,21 +4366,17 @@ CHAOSI_FN bool chaosi_saturated(const chaosi_proxy *p) {
    that end in this time), and the workers grow by half if that is long, or longish while a processor is free: few workers
    that never wait for clients serve them at a lower cost than many that do. */
 CHAOSI_FN void chaosi_grow(chaosi_proxy *p) {
-    chaosi_drain(p->c, CHAOSI_BELL(p->c)[0]);
-    while (!CHAOSI_LOAD(&p->idle) && !chaosi_readable(CHAOSI_STOP(p->c)[0])) {
-        chaosi_u64 start = chaosi_clock(false), busy_us;
-        chaosi_u32 served = CHAOSI_LOAD(&p->served);
-        int active, n;
-        chaosi_nap(CHAOSI_GROW_MS * CHAOSI_MS);
-        if (!chaosi_readable(p->ready)) break;
-        active = chaosi_active(p);
-        served = CHAOSI_LOAD(&p->served) - served;
-        busy_us = (chaosi_u64)active * (chaosi_clock(false) - start) / 1000;
-        if (active > 0 && (chaosi_u64)served * CHAOSI_SLOW_US >= busy_us)
-            if ((chaosi_u64)served * CHAOSI_SLOWISH_US >= busy_us || chaosi_saturated(p)) continue;
-        for (n = active < p->eager ? p->eager : active / 2; n > 0 && chaosi_add_worker(p); n--) {}
-    }
-    CHAOSI_SWAP(&p->starving, 0u);
+    chaosi_u64 start = chaosi_clock(false), busy_us;
+    chaosi_u32 served = CHAOSI_LOAD(&p->served);
+    int active, n;
+    chaosi_nap(CHAOSI_GROW_MS * CHAOSI_MS);
+    if (CHAOSI_LOAD(&p->idle) || !chaosi_readable(p->ready)) return;
+    active = chaosi_active(p);
+    served = CHAOSI_LOAD(&p->served) - served;
+    busy_us = (chaosi_u64)(active > 0 ? active : 0) * (chaosi_clock(false) - start) / 1000;
+    if (active > 0 && (chaosi_u64)served * CHAOSI_SLOW_US >= busy_us)
+        if ((chaosi_u64)served * CHAOSI_SLOWISH_US >= busy_us || chaosi_saturated(p)) return;
+    for (n = active < p->eager ? p->eager : active / 2; n > 0 && chaosi_add_worker(p); n--) {}
 }
 
 /* Many workers, short requests, no processor free: back to few. */
@@ -4512,7 +4525,7 @@ CHAOSI_FN chaos_result chaosi_proxy_limits(chaos_proxy_desc *d, chaos_error *err
     }
     if (drain_now) d->drain_timeout = 0;
     /* Two descriptors a connection, and some for everything else. */
-    if (getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur != RLIM_INFINITY && (files.rlim_cur - 32) / 2 < (rlim_t)d->max_connections)
+    if (getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur != RLIM_INFINITY && files.rlim_cur < (rlim_t)d->max_connections * 2 + 32)
         d->max_connections = files.rlim_cur > 34 ? (int)((files.rlim_cur - 32) / 2) : 1;
     return CHAOS_OK;
 }
@@ -4541,20 +4554,24 @@ CHAOSI_FN void chaosi_drain_workers(chaosi_proxy *p) {
 }
 
 CHAOSI_FN chaos_result chaosi_serve_all(chaosi_proxy *p, chaos_error *err) {
-    int tick = p->d.idle_timeout < 4000 ? p->d.idle_timeout / 4 + 1 : 1000;
+    int least = p->d.idle_timeout < p->d.head_timeout ? p->d.idle_timeout : p->d.head_timeout, tick = least < 4000 ? least / 4 + 1 : 1000;
     chaosi_u64 next = 0;
     pthread_t resolver;
-    bool resolves = !strchr(p->host, ':') && !chaosi_is_digit(p->host[strlen(p->host) - 1]); /* a name, not an address */
+    bool resolves = !strchr(p->host, ':') && p->host[strspn(p->host, "0123456789.")]; /* a name, not an address */
     if (!chaosi_add_worker(p)) return chaosi_fail(err, CHAOS_ERR_MEMORY, "cannot start a worker thread");
     resolves = resolves && chaosi_thread(&resolver, chaosi_resolver, p);
     while (!chaosi_readable(CHAOSI_STOP(p->c)[0])) {
-        chaosi_sleep_until(chaosi_in(tick), CHAOSI_STOP(p->c)[0], CHAOSI_BELL(p->c)[0]);
-        if (chaosi_readable(CHAOSI_BELL(p->c)[0])) chaosi_grow(p);
+        bool none;
+        CHAOSI_SWAP(&p->starving, 0u); /* then look: who takes the last idle worker from here on rings */
+        none = !CHAOSI_SEQ(&p->idle);
+        chaosi_sleep_until(chaosi_in(tick), CHAOSI_STOP(p->c)[0], none ? p->ready : CHAOSI_BELL(p->c)[0]);
+        chaosi_drain(p->c, CHAOSI_BELL(p->c)[0]);
+        if (none) chaosi_grow(p);
         if (chaosi_clock(false) < next) continue;
         next = chaosi_in(tick);
         chaosi_shrink(p);
         chaosi_pool_trim(p, CHAOSI_POOL_IDLE_NS);
-        chaosi_sweep(p, (chaosi_u64)(unsigned)p->d.idle_timeout * CHAOSI_MS);
+        chaosi_sweep(p, p->d.idle_timeout);
     }
     chaosi_drain_workers(p);
     if (resolves) pthread_join(resolver, NULL);
@@ -4728,7 +4745,7 @@ void chaos_close(chaos *c) {
     if (c->has_refresher && chaosi_own(c)) pthread_join(c->refresher, NULL);
 #endif
     chaosi_disarm(c);
-    while (CHAOSI_SEQ(&c->waiting)) chaosi_nap(CHAOSI_MS);
+    while (chaosi_own(c) && CHAOSI_SEQ(&c->waiting)) chaosi_nap(CHAOSI_MS); /* a fork's child has no waiters */
     chaosi_log_summary(c);
     chaosi_release(c);
 }
