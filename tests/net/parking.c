@@ -60,9 +60,9 @@ static void case_full_house_waits_and_costs_nothing(void) {
         CHECK(peer_sends(out[i].fd, GET("/length/7")));
     }
     cpu = cpu_ms();
-    CHECK(peer_silent(&out[0], 400));
+    CHECK(peer_silent(&out[0], 250));
     CHECK(peer_silent(&out[1], 0));
-    CHECK(cpu_ms() - cpu < 60);
+    CHECK(cpu_ms() - cpu < 50);
     CHECK_INT(peer_report(&rig).connections, HOUSE);
     for (i = 0; i < 2; i++) { /* one leaves, the first in the queue comes in */
         check_where("%d left", i + 1);
@@ -72,7 +72,7 @@ static void case_full_house_waits_and_costs_nothing(void) {
     }
     waited = peer_ms() - since;
     check_where("waited %lld ms, counted %llu", waited, peer_report(&rig).capped_ms);
-    CHECK(peer_report(&rig).capped_ms >= 280 && (long long)peer_report(&rig).capped_ms <= waited + 50);
+    CHECK(peer_report(&rig).capped_ms >= 170 && (long long)peer_report(&rig).capped_ms <= waited + 50);
     CHECK_INT(peer_report(&rig).connections, HOUSE + 2);
     hang_up_all(in + 2, HOUSE - 2);
     hang_up_all(out, 2);
@@ -106,7 +106,7 @@ static void case_capped_time_begins_with_the_queue(void) {
     d.max_connections = 2;
     peer_rig_start(&rig, "{}", &d);
     dial_and_ask(&rig, in, 2);
-    peer_nap(500); /* full, but nobody is kept outside */
+    peer_nap(250); /* full, but nobody is kept outside */
     since = peer_ms();
     peer_dial(&out, PORT(&rig));
     CHECK(peer_sends(out.fd, GET("/length/7")));
@@ -369,7 +369,7 @@ static void case_next_request_while_the_reply_is_sent(void) {
 /* ---- workers ---- */
 
 #define CROWD 300
-/* That many requests at once, each of them held for 600 ms. */
+/* That many requests at once, each of them held for 400 ms. */
 static void check_crowd(peer_rig *rig, const char *request) {
     static peer_conn c[CROWD];
     peer_message m = no_message();
@@ -385,7 +385,7 @@ static void check_crowd(peer_rig *rig, const char *request) {
         peer_hang_up(&c[i]);
     }
     check_where("%lld ms", peer_ms() - start);
-    CHECK(peer_ms() - start >= 500 && peer_ms() - start < 2000); /* in turns of 64: 3 s */
+    CHECK(peer_ms() - start >= 330 && peer_ms() - start < 1500); /* in turns of 64: 2 s */
     peer_message_free(&m);
 }
 
@@ -393,8 +393,8 @@ static void case_workers_come_when_needed_and_go(void) {
     int before = peer_threads();
     peer_rig rig;
     peer_rig_start(&rig, "{}", NULL);
-    check_crowd(&rig, GET("/slow/600"));
-    peer_rig_config(&rig, "{\"enabled\":true,\"latency\":600,\"expiresAt\":\"never\"}");
+    check_crowd(&rig, GET("/slow/400"));
+    peer_rig_config(&rig, "{\"enabled\":true,\"latency\":400,\"expiresAt\":\"never\"}");
     check_crowd(&rig, GET("/length/1"));
     check_where("threads");
     PEER_UNTIL(threads_less(&rig) - before <= SPARE + 6, 5000);
@@ -469,7 +469,7 @@ static const char *const kinds[KINDS] = {
     "GET /raw HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n" /* in a tunnel */
 };
 #define STOP_CONFIG                                                                                                                        \
-    "{\"enabled\":true,\"expiresAt\":\"never\",\"rules\":[{\"name\":\"d\",\"match\":{\"paths\":[\"/silent/delayed\"]},\"latency\":60000}," \
+    "{\"enabled\":true,\"expiresAt\":\"never\",\"rules\":[{\"name\":\"d\",\"match\":{\"paths\":[\"/silent/delayed\"]},\"latency\":40000}," \
     "{\"name\":\"h\",\"match\":{\"paths\":[\"/hanging\"]},\"errorRate\":100,\"errorMode\":\"hang\"}]}"
 
 static void stop_in_the_middle(int drain, int each) {
