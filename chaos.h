@@ -3307,6 +3307,7 @@ typedef struct chaosi_proxy {
     chaosi_u64 told[32];  /* when each outcome was logged last */
     pthread_mutex_t lock; /* guards what follows, and each client's `upstream` */
     int idle_upstreams, address_count, client_count;
+    chaosi_u32 names;               /* counts changes of the addresses: pooled sockets do not outlive one */
     chaosi_u64 full_since, full_ns; /* since when clients wait at the limit, 0 = none does; what is not counted yet */
     bool full_told;
     char limit[16]; /* max_connections, for the log */
@@ -3379,6 +3380,7 @@ typedef struct chaosi_worker {
     chaosi_client *who;
     int client;
     bool reused;          /* the upstream socket has served before */
+    chaosi_u32 names;     /* which addresses of the name it was dialled by */
     char *in, *rep, *out; /* client's bytes, upstream's bytes, the head being sent */
     size_t in_cap, rep_cap, out_cap;
     size_t in_len, rep_len;
@@ -3453,6 +3455,7 @@ CHAOSI_FN int chaosi_pool_take(chaosi_worker *w, chaosi_u64 most_idle) {
     for (;;) {
         int fd = -1;
         pthread_mutex_lock(&p->lock);
+        w->names = p->names;
         if (!CHAOSI_LOAD(&p->hard) && p->idle_upstreams && now < p->pool[p->idle_upstreams - 1].since + most_idle)
             w->who->upstream = fd = p->pool[--p->idle_upstreams].fd;
         pthread_mutex_unlock(&p->lock);
@@ -3466,7 +3469,7 @@ CHAOSI_FN void chaosi_pool_put(chaosi_worker *w) {
     int fd = w->who->upstream;
     bool kept;
     pthread_mutex_lock(&p->lock);
-    kept = !CHAOSI_LOAD(&p->stopping) && p->idle_upstreams < p->d.max_connections;
+    kept = !CHAOSI_LOAD(&p->stopping) && p->idle_upstreams < p->d.max_connections && w->names == p->names;
     if (kept) {
         p->pool[p->idle_upstreams].fd = fd;
         p->pool[p->idle_upstreams++].since = chaosi_clock(false);
@@ -3964,8 +3967,9 @@ CHAOSI_FN chaosi_outcome chaosi_ask_upstream(chaosi_worker *w, int *head_len) {
         if (w->up.bad) return CHAOSI_BAD_BODY;
         if (w->up.eof && !w->up.done) return CHAOSI_CLIENT_GONE;
         if (moved != w->up.moved) deadline = chaosi_in(chaosi_flow_over(&w->up) ? d->reply_timeout : d->body_timeout);
-        if (chaosi_clock(false) >= deadline) return CHAOSI_TIMED_OUT; /* interim replies without end */
-        wait = chaosi_flow_over(&w->up) && !w->rep_len;
+        if (chaosi_clock(false) >= deadline) return CHAOSI_TIMED_OUT;            /* interim replies without end */
+        if (w->up.send_failed) deadline = chaosi_min(deadline, chaosi_in(1000)); /* it may have said why, nothing more */
+        wait = chaosi_flow_over(&w->up) && !w->rep_len && !w->up.send_failed;
         if (!wait) {
             int r = chaosi_flows_wait(w, true, deadline);
             if (r == 0) return chaosi_flow_wants_bytes(&w->up) ? CHAOSI_SLOW_BODY : CHAOSI_TIMED_OUT;
@@ -4458,7 +4462,7 @@ static void *chaosi_resolver(void *arg) {
     chaosi_proxy *p = (chaosi_proxy *)arg;
     chaosi_address found[CHAOSI_ADDRESSES];
     chaosi_u64 next = chaosi_in(CHAOSI_RESOLVE_MS);
-    bool failed = false;
+    bool failed = false, changed;
     chaos_error err;
     memset(found, 0, sizeof found);
     while (!chaosi_readable(CHAOSI_STOP(p->c)[0])) {
@@ -4471,9 +4475,12 @@ static void *chaosi_resolver(void *arg) {
         failed = !n;
         if (!n) continue;
         pthread_mutex_lock(&p->lock);
+        changed = n != p->address_count || memcmp(p->addresses, found, sizeof found[0] * (size_t)n) != 0;
+        p->names += changed;
         memcpy(p->addresses, found, sizeof found);
         p->address_count = n;
         pthread_mutex_unlock(&p->lock);
+        if (changed) chaosi_pool_trim(p, 0);
     }
     return NULL;
 }
