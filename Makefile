@@ -16,7 +16,9 @@ version := $(shell sed -n 's/^.define CHAOS_VERSION  *"\(.*\)"/\1/p' chaos.h)
 programs := $(build)/chaos-proxy $(build)/chaos-upstream $(build)/chaos-middleware
 tests := $(patsubst tests/%.c,%,$(wildcard tests/unit/*.c tests/net/*.c tests/regress/*.c))
 fuzzers := $(filter-out standalone,$(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/*.c)))
-peers := $(filter-out tests/peers/common.py,$(wildcard tests/peers/*.py tests/peers/*.sh))
+# Not tests: what they share, and the comparison with nginx and HAProxy, which is for CI.
+peers := $(filter-out tests/peers/common.py tests/peers/scores.py,$(wildcard tests/peers/*.py tests/peers/*.sh))
+long := $(wildcard tests/peers/real.py) tests/compile/run # first, so that nothing waits for them in the end
 test_needs := chaos.h $(wildcard tests/*.h tests/unit/*.h tests/net/*.h tests/fuzz/*.h)
 
 all: $(programs)
@@ -33,7 +35,7 @@ demo: all $(build)/chaos-demo
 	$(build)/chaos-demo
 
 test: all $(build)/chaos-demo $(tests:%=$(build)/tests/%)
-	@sh tests/run $(tests:%=$(build)/tests/%) tests/compile/run tests/compile/makefile.sh tests/lint/run $(peers)
+	@sh tests/run $(long) $(tests:%=$(build)/tests/%) $(filter-out $(long),$(peers) tests/compile/makefile.sh tests/lint/run)
 
 bench: all
 	@sh tests/bench/run
