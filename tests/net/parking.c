@@ -8,6 +8,11 @@
 #include <sys/resource.h>
 
 #define SPARE (8 * (int)sysconf(_SC_NPROCESSORS_ONLN)) /* idle workers that stay */
+#ifdef CHAOSI_EPOLL
+#define PARKS 1
+#else
+#define PARKS 0
+#endif
 
 static long long cpu_ms(void) {
     struct rusage u;
@@ -168,12 +173,8 @@ static void case_many_parked_connections_need_few_threads(void) {
     peer_rig_start(&rig, "{}", NULL);
     dial_and_ask(&rig, c, MANY);
     CHECK_INT(peer_report(&rig).connections_now, MANY);
-#ifdef CHAOSI_EPOLL
     check_where("%d threads before, %d now", before, threads_less(&rig));
-    CHECK(threads_less(&rig) - before <= SPARE + 6); /* and the run, the refresher, the upstream */
-#else
-    (void)before, (void)threads_less;
-#endif
+    CHECK(!PARKS || threads_less(&rig) - before <= SPARE + 6); /* and the run, the refresher, the upstream */
     shuffle(order, MANY);
     for (i = 0; i < MANY; i++)
         if (order[i] % 3 == 0) CHECK(peer_sends(c[order[i]].fd, "GET /length/9 HTTP/1.1\r\nHo"));
@@ -443,10 +444,13 @@ static void case_without_new_workers_requests_wait(void) {
             peer_dial(&c[i], PORT(&rig));
             CHECK(peer_sends(c[i].fd, i % 2 ? GET("/chunked/3") : GET("/length/3")));
         }
-        for (i = 0; i < 40; i++) check_reply(&c[i], 3);
+        for (i = 0; i < 40; i++) {
+            check_reply(&c[i], 3);
+            if (!PARKS) peer_hang_up(&c[i]); /* its worker stays with it */
+        }
         PEER_STORE(&ration.left, 1000); /* from now on they come */
-        for (i = 0; i < 40; i++) CHECK(peer_sends(c[i].fd, GET("/length/4")));
-        for (i = 0; i < 40; i++) check_reply(&c[i], 4);
+        for (i = 0; PARKS && i < 40; i++) CHECK(peer_sends(c[i].fd, GET("/length/4")));
+        for (i = 0; PARKS && i < 40; i++) check_reply(&c[i], 4);
         hang_up_all(c, 40);
         chaos_proxy_stop(rig.c);
         peer_rig_join(&rig, PEER_MS);
