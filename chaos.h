@@ -4353,7 +4353,7 @@ CHAOSI_FN int chaosi_active(chaosi_proxy *p) { return (int)CHAOSI_LOAD(&p->worke
 
 /* Nobody waits for the next client: start one, up to the eager ones; beyond, the run looks whether that would help. */
 CHAOSI_FN void chaosi_want_worker(chaosi_proxy *p) {
-    if (chaosi_active(p) < p->eager) chaosi_add_worker(p);
+    if (p->ready < 0 || chaosi_active(p) < p->eager) chaosi_add_worker(p); /* without epoll each connection has its worker */
     else if (!CHAOSI_SWAP(&p->starving, 1u)) chaosi_ring(p->c, CHAOSI_BELL(p->c)[1]);
 }
 
@@ -4607,11 +4607,7 @@ CHAOSI_FN chaos_result chaosi_proxy_run(chaos *c, const chaos_proxy_desc *d, cha
     p->pool = (chaosi_idle *)(void *)(p->clients + most);
     pthread_mutex_init(&p->lock, NULL);
     p->processors = (int)sysconf(_SC_NPROCESSORS_ONLN);
-#ifdef CHAOSI_EPOLL
     p->eager = 8 * (p->processors > 0 ? p->processors : 1);
-#else
-    p->eager = INT_MAX;                    /* each connection has its worker */
-#endif
     snprintf(p->limit, sizeof p->limit, "%d", full.max_connections);
     if (d->max_connections > full.max_connections)
         chaosi_note(c, "clamped", "max_connections", p->limit, "two descriptors for each connection");

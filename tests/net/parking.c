@@ -73,11 +73,12 @@ static void case_full_house_waits_and_costs_nothing(void) {
         check_where("%d left", i + 1);
         peer_hang_up(&in[i]);
         check_reply(&out[i], 7);
-        CHECK_INT(peer_logged(&rig.log, "\"action\":\"capped\"", "", ""), 1); /* however often */
+        if (PARKS) CHECK_INT(peer_logged(&rig.log, "\"action\":\"capped\"", "", ""), 1); /* however often */
     }
     waited = peer_ms() - since;
     check_where("waited %lld ms, counted %llu", waited, peer_report(&rig).capped_ms);
-    CHECK(peer_report(&rig).capped_ms >= 170 && (long long)peer_report(&rig).capped_ms <= waited + 50);
+    CHECK(!PARKS || peer_report(&rig).capped_ms >= 170);
+    CHECK( (long long)peer_report(&rig).capped_ms <= waited + 50);
     CHECK_INT(peer_report(&rig).connections, HOUSE + 2);
     hang_up_all(in + 2, HOUSE - 2);
     hang_up_all(out, 2);
@@ -120,7 +121,8 @@ static void case_capped_time_begins_with_the_queue(void) {
     check_reply(&out, 7);
     waited = peer_ms() - since;
     check_where("waited %lld ms, counted %llu", waited, peer_report(&rig).capped_ms);
-    CHECK(peer_report(&rig).capped_ms >= 60 && (long long)peer_report(&rig).capped_ms <= waited + 50);
+    CHECK(!PARKS || peer_report(&rig).capped_ms >= 60);
+    CHECK( (long long)peer_report(&rig).capped_ms <= waited + 50);
     peer_hang_up(&in[1]);
     peer_hang_up(&out);
     peer_rig_stop(&rig);
