@@ -3258,7 +3258,7 @@ CHAOSI_FN void chaosi_count_outcome(chaos *c, int status, chaosi_u64 us) {
 #define CHAOSI_HEAD_ROOM       2048u /* what forwarding adds to a head */
 #define CHAOSI_STAY_MS         20    /* while there are few clients, a worker waits this long for more from its own */
 #define CHAOSI_GROW_MS         4     /* how often it is looked whether more workers are needed */
-#define CHAOSI_SLOW_US         5000  /* a request that takes this long: more workers are needed */
+#define CHAOSI_SLOW_US         20000 /* a request that takes this long: more workers are needed */
 #define CHAOSI_SLOWISH_US      500   /* this long: they are if a processor is free */
 #define CHAOSI_RESOLVE_MS      30000 /* the upstream's name is looked up again */
 #define CHAOSI_POOL_IDLE_NS    (30000 * CHAOSI_MS)
@@ -3302,6 +3302,7 @@ typedef struct chaosi_proxy {
     chaosi_u32 workers, idle, served, starving, dial_failed;
     chaosi_u32 served_before; /* a tick ago */
     chaosi_u32 surplus;       /* so many workers end when they have served */
+    int looks;                /* in a row that found a processor free */
     int processors, eager;    /* eager: so many workers are started at once and stay; more only while requests are slow */
     chaosi_u32 stopping, hard;
     chaosi_u64 told[32];  /* when each outcome was logged last */
@@ -4357,13 +4358,13 @@ CHAOSI_FN void chaosi_want_worker(chaosi_proxy *p) {
     else if (!CHAOSI_SWAP(&p->starving, 1u)) chaosi_ring(p->c, CHAOSI_BELL(p->c)[1]);
 }
 
-/* More threads want to run than there are processors. */
+/* Other threads want to run on every processor. */
 CHAOSI_FN bool chaosi_saturated(const chaosi_proxy *p) {
     FILE *f = fopen("/proc/loadavg", "r");
     int running = 0;
     if (f && fscanf(f, "%*s %*s %*s %d", &running) != 1) running = 0;
     if (f) fclose(f);
-    return running > p->processors;
+    return running > (p->processors > 1 ? p->processors - 1 : 1); /* this thread is one of them */
 }
 
 /* No worker is idle. While clients wait, it is looked how long a request takes (by Little's law: those in progress over those
@@ -4378,8 +4379,12 @@ CHAOSI_FN void chaosi_grow(chaosi_proxy *p) {
     active = chaosi_active(p);
     served = CHAOSI_LOAD(&p->served) - served;
     busy_us = (chaosi_u64)(active > 0 ? active : 0) * (chaosi_clock(false) - start) / 1000;
-    if (active > 0 && (chaosi_u64)served * CHAOSI_SLOW_US >= busy_us)
-        if ((chaosi_u64)served * CHAOSI_SLOWISH_US >= busy_us || chaosi_saturated(p)) return;
+    if (active > 0 && (chaosi_u64)served * CHAOSI_SLOW_US >= busy_us) {
+        bool helps = (chaosi_u64)served * CHAOSI_SLOWISH_US < busy_us && !chaosi_saturated(p);
+        p->looks = helps ? p->looks + 1 : 0;
+        if (p->looks < 4) return; /* one look is but a moment */
+    }
+    p->looks = 0;
     for (n = active < p->eager ? p->eager : active / 2; n > 0 && chaosi_add_worker(p); n--) {}
 }
 
