@@ -2121,9 +2121,10 @@ CHAOSI_FN chaos_result chaosi_refresh(chaos *c, bool tell, chaos_error *err) {
 }
 
 /* Notices an end that came by time alone. Any thread; never waits: who holds the lock will notice. */
-CHAOSI_COLD void chaosi_notice(chaos *c) {
+CHAOSI_COLD void chaosi_notice(chaos *c, bool wait) {
     bool changed;
-    if (!CHAOSI_TRYLOCK(&c->lock)) return;
+    if (wait) CHAOSI_LOCK(&c->lock);
+    else if (!CHAOSI_TRYLOCK(&c->lock)) return;
     changed = chaosi_settle(c);
     CHAOSI_UNLOCK(&c->lock);
     if (changed) c->tell(c, CHAOSI_NEW_STATE);
@@ -2147,7 +2148,7 @@ CHAOSI_FN void *chaosi_refresher(void *arg) {
             chaosi_drain(c, CHAOSI_POKE(c)[0]);
         }
         if (now >= fetch) chaosi_refresh(c, true, &err);
-        chaosi_notice(c);
+        chaosi_notice(c, true);
         c->tell(c, CHAOSI_TICK);
     }
     return NULL;
@@ -3187,7 +3188,7 @@ CHAOSI_FN void chaosi_decide(chaos *c, const chaos_request *req, chaos_verdict *
     char rule[65];
     chaosi_read_hot(c, &hot);
     if (CHAOSI_UNLIKELY(mono >= hot.until_mono || chaosi_now_coarse(c, true) >= hot.until_wall)) {
-        chaosi_notice(c);
+        chaosi_notice(c, false);
         memset(v, 0, sizeof *v);
         return;
     }
@@ -3209,7 +3210,7 @@ CHAOSI_FN void chaosi_wait(chaos *c, chaosi_u64 deadline, int fd2) {
         chaosi_hot hot;
         chaosi_read_hot(c, &hot);
         hot.until_mono = chaosi_later(hot.until_mono, chaosi_coarse(c));
-        if (own >= hot.until_mono) chaosi_notice(c);
+        if (own >= hot.until_mono) chaosi_notice(c, false);
         if (now >= deadline || own >= hot.until_mono || (fd2 >= 0 && chaosi_readable(fd2))) break;
         rest = chaosi_min(deadline - now, c->desc.clock ? 20 * CHAOSI_MS : hot.until_mono - own);
         if (chaosi_own(c)) chaosi_sleep_until(now + rest, CHAOSI_WAKE(c)[0], fd2);
@@ -4788,7 +4789,7 @@ chaos_result chaos_refresh(chaos *c, chaos_error *err) {
     chaosi_no_error(err);
     if (!c) return CHAOS_OK;
     if (c->source.fetched) chaosi_refresh(c, true, err);
-    else chaosi_notice(c);
+    else chaosi_notice(c, true);
     chaosi_ring(c, CHAOSI_POKE(c)[1]); /* the refresher plans anew */
     return err->code;
 }
@@ -4797,6 +4798,7 @@ void chaos_off(chaos *c) {
     if (!c) return;
     if (!CHAOSI_SEQ(&c->killed)) CHAOSI_ORDERED(&c->killed, 1u);
     chaosi_disarm(c);
+    chaosi_ring(c, CHAOSI_POKE(c)[1]); /* the refresher tells of it */
 }
 
 void chaos_stats(chaos *c, chaos_report *out) {
