@@ -447,6 +447,9 @@ CHAOS_POINT(void, chaos_proxy_stop, (chaos * c), (void)c)
 #ifdef __linux__
 #include <sys/prctl.h>
 #endif
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 #endif
 
 #if defined(__GNUC__) || defined(__clang__)
@@ -3302,6 +3305,7 @@ typedef struct chaosi_proxy {
     char host[256], port[8], host_port[300], prefix[1024]; /* of the upstream; host_port as Host would say it */
     chaosi_u32 workers, idle, served, starving, dial_failed;
     chaosi_u32 served_before; /* a tick ago */
+    chaosi_u32 most_workers;  /* since the allocator last gave back what those that went had */
     chaosi_u32 surplus;       /* so many workers end when they have served */
     int looks;                /* in a row that found a processor free */
     int processors, eager;    /* eager: so many workers are started at once and stay; more only while requests are slow */
@@ -4389,12 +4393,19 @@ CHAOSI_FN void chaosi_grow(chaosi_proxy *p) {
     for (n = active < p->eager ? p->eager : active / 2; n > 0 && chaosi_add_worker(p); n--) {}
 }
 
-/* Many workers, short requests, no processor free: back to few. */
+/* Many workers, short requests, no processor free: back to few. glibc keeps what was freed below a block still in use. */
 CHAOSI_FN void chaosi_shrink(chaosi_proxy *p) {
+    chaosi_u32 workers = CHAOSI_LOAD(&p->workers);
     chaosi_u32 served = CHAOSI_LOAD(&p->served), active = (chaosi_u32)chaosi_active(p);
     bool fast = (chaosi_u64)(served - p->served_before) * CHAOSI_SLOW_US > (chaosi_u64)active * 1000000u;
     if (active > (chaosi_u32)p->eager && fast && chaosi_saturated(p)) CHAOSI_STORE(&p->surplus, active - (chaosi_u32)p->eager);
     p->served_before = served;
+    if (workers > p->most_workers) p->most_workers = workers;
+    if (workers > p->most_workers / 2) return;
+    p->most_workers = workers;
+#ifdef __GLIBC__
+    malloc_trim(0);
+#endif
 }
 
 /* Leaves this thread for the next one that goes (or the run) to join. */
