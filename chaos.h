@@ -59,9 +59,9 @@
 /* ==== >>options =============================================================================================== */
 /* Set these before the include, the same in every file (struct layouts never depend on them):
    CHAOS_STATIC       everything static to the including file          CHAOS_NO_PROXY    no chaos_proxy_run
-   CHAOS_NO_LAMBDA    no chaos_lambda_run (not in this version)         CHAOS_NO_SSM      no ssm: source (not in this version)
+   CHAOS_NO_LAMBDA    no chaos_lambda_run (not in this version)         CHAOS_NO_SSM      no ssm: and appconfig: sources
    CHAOS_NO_NET       implies the three above, no sockets at all        CHAOS_NO_THREADS  no refresher thread, no proxy
-   CHAOS_WITH_CURL    ssm: through libcurl (not in this version)        CHAOS_COMPILE_OUT typed no-ops for all calls on a handle */
+   CHAOS_WITH_CURL    ssm: through libcurl, 7.86 or newer (-lcurl)      CHAOS_COMPILE_OUT typed no-ops for all calls on a handle */
 #if (defined(CHAOS_NO_NET) || defined(CHAOS_NO_THREADS)) && !defined(CHAOS_NO_PROXY)
 #define CHAOS_NO_PROXY
 #endif
@@ -102,6 +102,8 @@ extern "C" {
     X(CHAOS_ERR_UNSUPPORTED, "not in this version or build") \
     X(CHAOS_ERR_NOT_FOUND, "config not found")               \
     X(CHAOS_ERR_UNREACHABLE, "unreachable")                  \
+    X(CHAOS_ERR_DENIED, "access denied")                     \
+    X(CHAOS_ERR_THROTTLED, "throttled")                      \
     X(CHAOS_ERR_ADDRESS, "bad address")                      \
     X(CHAOS_ERR_COMPILED_OUT, "compiled out")
 
@@ -254,6 +256,7 @@ typedef struct chaos_report {
     chaos_state state;
     char reason[200];           /* why this state, in words */
     char problem[200];          /* what the last fetch or parse said; "" = nothing */
+    char way[12];               /* ssm: extension, curl or cli; appconfig: agent; "" = not asked yet, or a source with one way */
     unsigned long long version; /* of the config in use; 0 = none yet */
     long long age_ms;           /* since the last successful fetch; -1 = never or not fetched (inline, env) */
     long long end_ms;           /* Unix epoch at which chaos ends; 0 = no end */
@@ -298,7 +301,7 @@ typedef struct chaos_fetched {
 
 /* All zero = sane defaults. Strings are copied. */
 typedef struct chaos_desc {
-    const char *config;        /* file:PATH, env:NAME or JSON text; NULL = $CHAOS_CONFIG, else off */
+    const char *config;        /* a source, as in the manual, or JSON text; NULL = $CHAOS_CONFIG, else off */
     const char *instance;      /* NULL = $CHAOS_INSTANCE, the Lambda log stream, the ECS task, the host name; cut to 127 bytes */
     const char *service;       /* NULL = $CHAOS_SERVICE, the function name, ""; cut to 127 bytes */
     int ttl_ms;                /* 0 = 30,000 while off, 10,000 while on; else both; 10..86,400,000 */
@@ -386,7 +389,37 @@ CHAOS_POINT(chaos_result, chaos_proxy_run, (chaos * c, const chaos_proxy_desc *d
 CHAOS_POINT(void, chaos_proxy_stop, (chaos * c), (void)c)
 
 /* ==== >>lambda ==== chaos_lambda_run: not in this version ===================================================== */
-/* ==== >>ssm ======= chaos_ssm_get, chaos_ssm_put: not in this version ========================================= */
+/* ==== >>ssm =================================================================================================== */
+/* A parameter of AWS SSM Parameter Store. All zero but for the name = what the environment says. */
+typedef struct chaos_ssm_desc {
+    const char *name;     /* or its ARN */
+    const char *region;   /* NULL = $AWS_REGION, $AWS_DEFAULT_REGION, else what the profile of the aws-cli says */
+    const char *endpoint; /* a URL; NULL = $AWS_ENDPOINT_URL_SSM, $AWS_ENDPOINT_URL, else AWS's own */
+    const char *type;     /* put: "String" or "SecureString"; NULL = as it is stored, String for a new one */
+    int timeout_ms;       /* for each way that is tried, 0 = 10,000; 100..600,000 */
+} chaos_ssm_desc;
+
+typedef struct chaos_ssm_value {
+    size_t len;                 /* get, list: bytes in buf; there is a NUL behind them */
+    unsigned long long version; /* get: of what was read; put: of what was written */
+    long long modified_ms;      /* get: Unix epoch, 0 = not known */
+    char type[16], way[12];     /* get: String, SecureString; extension, curl or cli */
+} chaos_ssm_value;
+
+/* Reads a parameter, decrypted: the text goes to buf, the rest to *out. buf serves for the whole answer, so cap should be
+   CHAOS_SSM_BUFFER. CHAOS_OK, or CHAOS_ERR_NOT_FOUND, _DENIED, _THROTTLED, _TOO_LARGE, _VALUE (the request is refused as
+   wrong), _UNREACHABLE (all else) with the reason in err (may be NULL). By libcurl when built in and credentials and region
+   are there, else by the aws-cli. Blocks for up to the time-out. Any thread. */
+#define CHAOS_SSM_BUFFER 65536
+CHAOS_POINT(chaos_result, chaos_ssm_get, (const chaos_ssm_desc *d, char *buf, size_t cap, chaos_ssm_value *out, chaos_error *err), (void)d;
+            (void)buf; (void)cap; (void)out; (void)err; return CHAOS_ERR_COMPILED_OUT)
+/* Writes a parameter, new or not; it is not validated here. Results and blocking as above. Any thread. */
+CHAOS_POINT(chaos_result, chaos_ssm_put, (const chaos_ssm_desc *d, const char *text, size_t len, chaos_ssm_value *out, chaos_error *err),
+            (void)d; (void)text; (void)len; (void)out; (void)err; return CHAOS_ERR_COMPILED_OUT)
+/* Lists the names of all parameters below the path d->name ("/prefix/"), one a line, into buf. Results as above; TOO_LARGE:
+   they do not fit. Any thread. */
+CHAOS_POINT(chaos_result, chaos_ssm_list, (const chaos_ssm_desc *d, char *buf, size_t cap, chaos_ssm_value *out, chaos_error *err), (void)d;
+            (void)buf; (void)cap; (void)out; (void)err; return CHAOS_ERR_COMPILED_OUT)
 
 #ifdef __cplusplus
 }
