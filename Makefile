@@ -13,19 +13,29 @@ compile = $(CC) $(flags)
 link = $(LDFLAGS) $(LDLIBS)
 version := $(shell sed -n 's/^.define CHAOS_VERSION  *"\(.*\)"/\1/p' chaos.h)
 
-programs := $(build)/chaos-proxy $(build)/chaos-upstream $(build)/chaos-middleware
+# libcurl where pkg-config finds 7.86 or newer, for ssm: without the aws-cli; `make curl=` does without.
+curl := $(shell pkg-config --exists 'libcurl >= 7.86' 2>/dev/null && echo yes)
+ifneq ($(curl),)
+curl_flags := -DCHAOS_WITH_CURL $(shell pkg-config --cflags libcurl)
+curl_libs := $(shell pkg-config --libs libcurl)
+endif
+
+programs := $(build)/chaos-proxy $(build)/chaos-ssm $(build)/chaos-upstream $(build)/chaos-middleware
 tests := $(patsubst tests/%.c,%,$(wildcard tests/unit/*.c tests/net/*.c tests/regress/*.c))
 fuzzers := $(filter-out standalone,$(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/*.c)))
 # Not tests: what they share, and the comparison with nginx and HAProxy, which is for CI.
-peers := $(filter-out tests/peers/common.py tests/peers/scores.py,$(wildcard tests/peers/*.py tests/peers/*.sh))
+peers := $(filter-out tests/peers/common.py tests/peers/aws.py tests/peers/scores.py,$(wildcard tests/peers/*.py tests/peers/*.sh))
 long := $(wildcard tests/peers/real.py) tests/compile/run # first, so that nothing waits for them in the end
 test_needs := chaos.h $(wildcard tests/*.h tests/unit/*.h tests/net/*.h tests/fuzz/*.h)
 
 all: $(programs)
 
+# Those that read ssm: carry libcurl.
+$(build)/chaos-proxy $(build)/chaos-ssm: extra := $(curl_flags)
+$(build)/chaos-proxy $(build)/chaos-ssm: libs := $(curl_libs)
 $(build)/chaos-%: examples/%.c chaos.h Makefile
 	@mkdir -p $(@D)
-	$(compile) -o $@ $< $(link)
+	$(compile) $(extra) -o $@ $< $(link) $(libs)
 
 $(build)/tests/%: tests/%.c $(test_needs) Makefile
 	@mkdir -p $(@D)
@@ -75,7 +85,7 @@ lint: all
 
 # musl where it is there, unless you chose a CC: its static programs resolve names without glibc's plug-ins.
 static_cc = $(if $(filter default,$(origin CC)),$(shell command -v musl-gcc || echo $(CC)),$(CC))
-static: $(build)/static/chaos-proxy $(build)/static/chaos-upstream $(build)/static/chaos-middleware
+static: $(build)/static/chaos-proxy $(build)/static/chaos-ssm $(build)/static/chaos-upstream $(build)/static/chaos-middleware
 
 $(build)/static/chaos-%: examples/%.c chaos.h Makefile
 	@mkdir -p $(@D)
@@ -84,23 +94,23 @@ $(build)/static/chaos-%: examples/%.c chaos.h Makefile
 lambda layer:
 	@echo "$@: not in this version of chaos.h"; exit 1
 
-install: $(build)/chaos-proxy
+install: $(build)/chaos-proxy $(build)/chaos-ssm
 	mkdir -p $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/pkgconfig
 	cp chaos.h $(DESTDIR)$(PREFIX)/include/chaos.h
-	cp $(build)/chaos-proxy $(DESTDIR)$(PREFIX)/bin/chaos-proxy
+	cp $(build)/chaos-proxy $(build)/chaos-ssm $(DESTDIR)$(PREFIX)/bin
 	printf '%s\n' 'prefix=$(PREFIX)' 'includedir=$${prefix}/include' '' 'Name: chaos.h' \
 	    'Description: fault injection in one C header' 'Version: $(version)' \
 	    'Cflags: -I$${includedir} -pthread' 'Libs: -pthread' > $(DESTDIR)$(PREFIX)/lib/pkgconfig/chaos.pc
 
 uninstall:
-	rm -f $(DESTDIR)$(PREFIX)/include/chaos.h $(DESTDIR)$(PREFIX)/bin/chaos-proxy \
+	rm -f $(DESTDIR)$(PREFIX)/include/chaos.h $(DESTDIR)$(PREFIX)/bin/chaos-proxy $(DESTDIR)$(PREFIX)/bin/chaos-ssm \
 	    $(DESTDIR)$(PREFIX)/lib/pkgconfig/chaos.pc
 
 clean:
 	rm -rf $(build)
 
 help:
-	@echo "make              build/chaos-proxy and the examples"
+	@echo "make              build/chaos-proxy, build/chaos-ssm and the examples; with libcurl when it is there (make curl= without)"
 	@echo "make demo         see it: a service, the proxy in front, faults on and off (15 s)"
 	@echo "make test         all tests that need only cc and make; the others where their tools are there"
 	@echo "make bench        the figures of the README, measured here"
@@ -109,7 +119,7 @@ help:
 	@echo "make lint         the rules of the source: sections, symbols, macros, options, README"
 	@echo "make static       static programs in build/static"
 	@echo "make lambda       not in this version; also: layer"
-	@echo "make install      chaos.h, chaos-proxy and chaos.pc under PREFIX=$(PREFIX); also: uninstall; DESTDIR works"
+	@echo "make install      chaos.h, chaos-proxy, chaos-ssm and chaos.pc under PREFIX=$(PREFIX); also: uninstall; DESTDIR works"
 	@echo "make clean        remove build/"
 
 .PHONY: all demo test bench asan ubsan tsan fuzz lint lambda layer static install uninstall clean help

@@ -26,9 +26,18 @@
      roll = mix((mix(seed ^ hash(rule name, none = 0)) ^ key) + purpose * 0xd1342543de82ef95) >> 32, purpose 1 error, 2 delay?,
      3 how long; it hits r percent when roll * 10000 >> 32 < r * 100. key = hash(request key), else mix(hash(instance) + n) for
      the n-th request (threads count apart). Canary: mix(hash(instance)) >> 32, scaled to 0..99, below `canary` takes part.
-   Sources: JSON text and env:NAME are read at open and have no lease; file: and the callback at each TTL (30 s off, 10 s on;
-     jitter only shortens; failing: at most one fetch per TTL, backoff to 30 s), with a lease of 60 minutes from the last change.
-     Not found = off, quietly. Invalid = off, loudly. Unreachable = last good for max_stale (60 s), then off.
+   Sources: JSON text and env:NAME are read at open and have no lease; file:PATH, ssm:NAME[?region=R], appconfig:APP/ENV/PROFILE
+     and the callback at each TTL (30 s off, 10 s on, 15 s by the aws-cli; jitter only shortens; failing: at most one fetch per
+     TTL, backoff to 30 s), with a lease of 60 minutes from the last change. Not found = off, quietly. Invalid = off, loudly.
+     Unreachable, denied or throttled = last good for max_stale (60 s), then off.
+   ssm: GetParameter, decrypted, by the first way that is there: 1. in Lambda the Parameters and Secrets extension, plain HTTP to
+     127.0.0.1:2773; 2. libcurl (CHAOS_WITH_CURL), with a region and with credentials from the environment, the container's
+     endpoint or IMDSv2, as in AWS's SDKs (profiles and SSO are the aws-cli's); 3. the aws-cli, killed after 10 s. appconfig: its
+     agent, plain HTTP to 127.0.0.1:2772. Variables: AWS_REGION, AWS_DEFAULT_REGION, AWS_ENDPOINT_URL_SSM, AWS_ENDPOINT_URL,
+     AWS_IGNORE_CONFIGURED_ENDPOINT_URLS, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_CA_BUNDLE,
+     AWS_CONTAINER_CREDENTIALS_RELATIVE_URI and _FULL_URI, AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE and _TOKEN,
+     AWS_EC2_METADATA_DISABLED, AWS_EC2_METADATA_SERVICE_ENDPOINT, AWS_LAMBDA_RUNTIME_API (we are in Lambda),
+     PARAMETERS_SECRETS_EXTENSION_HTTP_PORT, AWS_APPCONFIG_EXTENSION_HTTP_PORT.
    Environment: CHAOS_CONFIG, CHAOS_DISABLE=1 (off, whatever else), CHAOS_INSTANCE or AWS_LAMBDA_LOG_STREAM_NAME or
      ECS_CONTAINER_METADATA_URI_V4 or the host name, CHAOS_SERVICE or AWS_LAMBDA_FUNCTION_NAME.
    Memory: one block in chaos_open (about 160 KB), one for each proxy run and worker; nothing on the way of a request.
@@ -64,6 +73,9 @@
    CHAOS_WITH_CURL    ssm: through libcurl, 7.86 or newer (-lcurl)      CHAOS_COMPILE_OUT typed no-ops for all calls on a handle */
 #if (defined(CHAOS_NO_NET) || defined(CHAOS_NO_THREADS)) && !defined(CHAOS_NO_PROXY)
 #define CHAOS_NO_PROXY
+#endif
+#if defined(CHAOS_NO_NET) && !defined(CHAOS_NO_SSM)
+#define CHAOS_NO_SSM
 #endif
 
 #ifdef CHAOS_STATIC
@@ -360,6 +372,8 @@ CHAOS_POINT(size_t, chaos_metrics, (chaos * c, char *buf, size_t cap), (void)c; 
 CHAOS_POINT(bool, chaos_get_config, (chaos * c, chaos_config *out), (void)c; (void)out; return false)
 /* The name of a state, as in logs. Any thread. */
 CHAOS_API const char *chaos_state_text(chaos_state state);
+/* The sources this build can read, with the ways to ssm:, as in the log. Any thread. */
+CHAOS_API const char *chaos_sources(void);
 
 /* ==== >>proxy ================================================================================================= */
 /* All zero = defaults; times in ms. Strings must outlive the run. */
@@ -415,7 +429,8 @@ CHAOS_POINT(chaos_result, chaos_ssm_get, (const chaos_ssm_desc *d, char *buf, si
             (void)buf; (void)cap; (void)out; (void)err; return CHAOS_ERR_COMPILED_OUT)
 /* Writes a parameter, new or not; it is not validated here. Results and blocking as above. Any thread. */
 CHAOS_POINT(chaos_result, chaos_ssm_put, (const chaos_ssm_desc *d, const char *text, size_t len, chaos_ssm_value *out, chaos_error *err),
-            (void)d; (void)text; (void)len; (void)out; (void)err; return CHAOS_ERR_COMPILED_OUT)
+            (void)d;
+            (void)text; (void)len; (void)out; (void)err; return CHAOS_ERR_COMPILED_OUT)
 /* Lists the names of all parameters below the path d->name ("/prefix/"), one a line, into buf. Results as above; TOO_LARGE:
    they do not fit. Any thread. */
 CHAOS_POINT(chaos_result, chaos_ssm_list, (const chaos_ssm_desc *d, char *buf, size_t cap, chaos_ssm_value *out, chaos_error *err), (void)d;
@@ -482,6 +497,18 @@ CHAOS_POINT(chaos_result, chaos_ssm_list, (const chaos_ssm_desc *d, char *buf, s
 #endif
 #ifdef __GLIBC__
 #include <malloc.h>
+#endif
+#endif
+
+#ifndef CHAOS_NO_SSM
+#include <dirent.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#ifdef CHAOS_WITH_CURL
+#include <curl/curl.h>
+#if LIBCURL_VERSION_NUM < 0x075600
+#error "chaos.h: CHAOS_WITH_CURL needs libcurl 7.86 or newer: older ones leave the session token unsigned"
+#endif
 #endif
 #endif
 
@@ -895,6 +922,28 @@ CHAOSI_FN size_t chaosi_json_decode(const chaosi_json *j, char *to, size_t cap) 
         to[n] = (char)(lead[made] | code);
     }
     return n;
+}
+
+/* Finds the value at a path of keys ("Parameter.Value", as they stand in the text): its token, with *j on it; NUL = none. */
+CHAOSI_FN char chaosi_json_find(chaosi_json *j, chaosi_span text, const char *path) {
+    chaosi_json start = {text.at, text.len, 0, NULL, 'v', 0, 0, 0, 0};
+    for (*j = start;; path++) {
+        size_t n = strcspn(path, ".");
+        char t = chaosi_json_next(j);
+        if (t != '{') return '\0';
+        while ((t = chaosi_json_next(j)) == ':' && !chaosi_same(chaosi_of(j->text + j->start, j->end - j->start), chaosi_of(path, n)))
+            if (!chaosi_json_skip(j)) return '\0';
+        path += n;
+        if (t != ':' || !*path) return t == ':' ? chaosi_json_next(j) : '\0';
+    }
+}
+
+/* The string there, with a NUL. False = there is none, or it does not fit. */
+CHAOSI_FN bool chaosi_json_text(chaosi_span text, const char *path, char *to, size_t cap) {
+    chaosi_json j;
+    size_t n = chaosi_json_find(&j, text, path) == '"' ? chaosi_json_decode(&j, to, cap - 1) : SIZE_MAX;
+    to[n == SIZE_MAX ? 0 : n] = 0;
+    return n != SIZE_MAX;
 }
 
 /* A JSON string: quotes, backslashes and control bytes escaped; bytes that are not UTF-8 become '?'. */
@@ -1629,14 +1678,23 @@ CHAOSI_FN bool chaosi_takes_part(const chaos_config *cfg, chaosi_span instance) 
 
 #ifndef CHAOS_COMPILE_OUT
 /* ==== >>source ================================================================================================ */
-/* Where the bytes come from. A source fills a buffer and says: here, not found, or unreachable. */
-typedef enum chaosi_scheme { CHAOSI_NONE, CHAOSI_INLINE, CHAOSI_ENV, CHAOSI_FILE, CHAOSI_CALLBACK, CHAOSI_NOT_YET } chaosi_scheme;
+/* Where the bytes come from. A source fills a buffer and says: here, not found, or unreachable. Those with a network behind
+   them stand in >>ssm. */
+typedef enum chaosi_scheme {
+    CHAOSI_NONE,
+    CHAOSI_INLINE,
+    CHAOSI_ENV,
+    CHAOSI_FILE,
+    CHAOSI_CALLBACK,
+    CHAOSI_SSM,
+    CHAOSI_APPCONFIG
+} chaosi_scheme;
 
 typedef struct chaosi_source {
     chaosi_scheme scheme;
-    bool fetched;     /* read again at every TTL, and leased: file, callback */
+    bool fetched;     /* read again at every TTL, and leased: from file on */
     char name[256];   /* as shown: "file:chaos.json", "inline", ... */
-    char path[4096];  /* or the variable's name */
+    char path[4096];  /* or the variable's name, or what stands behind ssm: and appconfig: */
     const char *text; /* inline: the caller's, read in chaos_open only */
 } chaosi_source;
 
@@ -1692,8 +1750,9 @@ CHAOSI_FN chaos_result chaosi_source_of(chaosi_source *s, const chaos_desc *desc
     static const struct {
         const char *start;
         chaosi_scheme scheme;
-    } forms[] = {{"{", CHAOSI_INLINE},   {"[", CHAOSI_INLINE},     {"env:", CHAOSI_ENV},
-                 {"file:", CHAOSI_FILE}, {"ssm:", CHAOSI_NOT_YET}, {"appconfig:", CHAOSI_NOT_YET}};
+    } forms[] = {{"{", CHAOSI_INLINE},   {"[", CHAOSI_INLINE}, {"env:", CHAOSI_ENV},
+                 {"file:", CHAOSI_FILE}, {"ssm:", CHAOSI_SSM}, {"appconfig:", CHAOSI_APPCONFIG}};
+    const char *query;
     size_t i;
     memset(s, 0, sizeof *s);
     s->scheme = desc->fetch ? CHAOSI_CALLBACK : CHAOSI_NONE;
@@ -1702,17 +1761,27 @@ CHAOSI_FN chaos_result chaosi_source_of(chaosi_source *s, const chaos_desc *desc
     for (i = 0; text && !s->scheme && i < sizeof forms / sizeof forms[0]; i++)
         if (strncmp(text, forms[i].start, strlen(forms[i].start)) == 0) s->scheme = forms[i].scheme;
     if (text && !s->scheme)
-        return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "config source \"%.60s\" is none of file:PATH, env:NAME or JSON text", text);
-    if (s->scheme == CHAOSI_NOT_YET)
-        return chaosi_fail(err, CHAOS_ERR_UNSUPPORTED, "config source \"%.80s\": ssm: and appconfig: are not in this version", text);
-    s->fetched = s->scheme == CHAOSI_FILE || s->scheme == CHAOSI_CALLBACK;
+        return chaosi_fail(err, CHAOS_ERR_ARGUMENT,
+                           "config source \"%.60s\" is none of ssm:NAME, appconfig:APP/ENV/PROFILE, file:PATH, env:NAME or JSON text",
+                           text);
+#ifdef CHAOS_NO_SSM
+    if (s->scheme >= CHAOSI_SSM)
+        return chaosi_fail(err, CHAOS_ERR_UNSUPPORTED, "config source \"%.80s\": not in this build (CHAOS_NO_SSM)", text);
+#endif
+    s->fetched = s->scheme >= CHAOSI_FILE;
     chaosi_copy(s->name, sizeof s->name, desc->fetch ? "callback" : !text ? "none" : s->scheme == CHAOSI_INLINE ? "inline" : text);
-    if (s->scheme != CHAOSI_FILE && s->scheme != CHAOSI_ENV) return CHAOS_OK;
+    if (s->scheme < CHAOSI_ENV || s->scheme == CHAOSI_CALLBACK) return CHAOS_OK;
     text = strchr(text, ':') + 1;
     if (!*text) return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "config source \"%s\" names nothing", s->name);
     if (strlen(text) >= sizeof s->path)
         return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "config source: the path is over %u bytes", (unsigned)sizeof s->path - 1);
     chaosi_copy(s->path, sizeof s->path, text);
+    query = strchr(text, '?');
+    if (s->scheme == CHAOSI_SSM && (query == text || (query && (strncmp(query, "?region=", 8) != 0 || !query[8]))))
+        return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "config source \"%.80s\" must be ssm:NAME or ssm:NAME?region=REGION", s->name);
+    for (i = 0, query = text; s->scheme == CHAOSI_APPCONFIG && *query; query++) i += *query == '/';
+    if (s->scheme == CHAOSI_APPCONFIG && (i != 2 || *text == '/' || query[-1] == '/' || strstr(text, "//")))
+        return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "config source \"%.80s\" must be appconfig:APP/ENV/PROFILE", s->name);
     return CHAOS_OK;
 }
 
@@ -1788,6 +1857,10 @@ struct chaos {
     /* From here: under `lock`, or set once in chaos_open. */
     chaos_desc desc;
     chaosi_source source;
+    chaos_result (*remote)(chaos *c, char *buf, size_t cap, chaos_fetched *out, chaos_error *err); /* ssm:, appconfig: */
+    const char *way; /* that it took, under fetch_lock; NULL = none yet */
+    void *keys;      /* credentials that it keeps, NULL = it keeps none */
+    bool fallback_told;
     char instance[128], service[128];
     chaosi_u64 seed;
     chaosi_loaded loaded;
@@ -1972,7 +2045,11 @@ CHAOSI_FN void chaosi_arm(chaos *c, bool on) {
 }
 
 /* -- state -- */
-CHAOSI_FN chaosi_u64 chaosi_ttl_ms(const chaos *c, bool on) { return c->desc.ttl_ms ? (chaosi_u64)c->desc.ttl_ms : on ? 10000u : 30000u; }
+/* The aws-cli takes half a second of a processor each time: asked less often. */
+CHAOSI_FN chaosi_u64 chaosi_ttl_ms(const chaos *c, bool on) {
+    if (c->desc.ttl_ms) return (chaosi_u64)c->desc.ttl_ms;
+    return !on ? 30000u : strcmp(c->told.way, "cli") == 0 ? 15000u : 10000u;
+}
 
 /* How long after a good fetch the config may still be used: its TTL while on, and max_stale beyond. */
 CHAOSI_FN chaosi_u64 chaosi_age_limit(const chaos *c) {
@@ -2105,6 +2182,7 @@ CHAOSI_FN bool chaosi_take_bytes(chaos *c, const chaos_fetched *got, chaos_error
 CHAOSI_FN bool chaosi_take(chaos *c, chaos_result r, const chaos_fetched *got, chaos_error *err) {
     bool news;
     c->told.fetches++;
+    if (c->way) chaosi_copy(c->told.way, sizeof c->told.way, c->way);
     if (r == CHAOS_OK) {
         c->failing = 0;
         c->fresh_mono = chaosi_now(c, false);
@@ -2140,7 +2218,8 @@ CHAOSI_FN chaos_result chaosi_refresh(chaos *c, bool tell, chaos_error *err) {
     chaos_fetched got;
     chaos_result r;
     CHAOSI_LOCK(&c->fetch_lock);
-    r = chaosi_fetch(&c->source, &c->desc, c->bytes, CHAOS_CONFIG_INPUT_MAX + 1, &got, err);
+    if (c->source.scheme < CHAOSI_SSM) r = chaosi_fetch(&c->source, &c->desc, c->bytes, CHAOS_CONFIG_INPUT_MAX + 1, &got, err);
+    else r = c->remote(c, c->bytes, CHAOS_CONFIG_INPUT_MAX + 1, &got, err);
     if (r != CHAOS_OK && !err->text[0]) chaosi_fail(err, r, "%s", chaos_result_text(r));
     err->code = r;
     if (got.len > CHAOS_CONFIG_INPUT_MAX + 1) got.len = CHAOS_CONFIG_INPUT_MAX + 1;
@@ -2206,7 +2285,7 @@ CHAOSI_FN bool chaosi_thread(pthread_t *t, void *(*fn)(void *), void *arg) {
 }
 #endif
 
-#ifndef CHAOS_NO_PROXY
+#ifndef CHAOS_NO_NET
 /* ==== >>http ================================================================================================== */
 /* Message heads and chunked framing, bytes only. Strict where request smuggling lives (RFC 9112 sections 2.2, 3, 5, 6, 7):
    only CRLF ends a line, one Host, one framing, no folds, no bare CR, no NUL. */
@@ -2853,7 +2932,7 @@ CHAOSI_FN void chaosi_make_reset(int fd) {
     now.l_linger = 0;
     setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
 }
-#endif /* CHAOS_NO_PROXY */
+#endif /* CHAOS_NO_NET */
 
 /* ==== >>telemetry ============================================================================================= */
 /* Counters, log lines, events. A log line is one write that never blocks: a full or dead pipe costs the line, which is
@@ -2868,22 +2947,39 @@ CHAOSI_FN int chaosi_log_open(void) {
     return fd >= 0 ? fd : 2;
 }
 
-/* write without its SIGPIPE, whatever the program does with that signal. */
+/* SIGPIPE is kept from the program, whatever it does with that signal: blocked here, and one that came taken away. */
+typedef struct chaosi_sigpipe {
+    sigset_t old;
+    bool pending;
+} chaosi_sigpipe;
+
+CHAOSI_FN void chaosi_hold_sigpipe(chaosi_sigpipe *s) {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGPIPE);
+    pthread_sigmask(SIG_BLOCK, &set, &s->old);
+    sigpending(&set);
+    s->pending = sigismember(&set, SIGPIPE) == 1;
+}
+
+CHAOSI_FN void chaosi_drop_sigpipe(const chaosi_sigpipe *s) {
+    sigset_t set;
+    int sig;
+    bool came = sigpending(&set) == 0 && sigismember(&set, SIGPIPE) == 1 && !s->pending;
+    sigemptyset(&set);
+    sigaddset(&set, SIGPIPE);
+    if (came) sigwait(&set, &sig);
+    pthread_sigmask(SIG_SETMASK, &s->old, NULL);
+}
+
 CHAOSI_FN bool chaosi_write_quietly(int fd, const char *line, size_t len) {
     struct pollfd p = {fd, POLLOUT, 0};
-    sigset_t pipe_set, old, pending;
-    bool pending_before, done;
-    int sig;
+    chaosi_sigpipe held;
+    bool done;
     if (poll(&p, 1, 0) != 1 || p.revents != POLLOUT) return false;
-    sigemptyset(&pipe_set);
-    sigaddset(&pipe_set, SIGPIPE);
-    pthread_sigmask(SIG_BLOCK, &pipe_set, &old);
-    sigpending(&pending);
-    pending_before = sigismember(&pending, SIGPIPE) == 1;
+    chaosi_hold_sigpipe(&held);
     done = write(fd, line, len) == (ssize_t)len;
-    if (!done && errno == EPIPE && !pending_before && sigpending(&pending) == 0 && sigismember(&pending, SIGPIPE) == 1)
-        sigwait(&pipe_set, &sig);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    chaosi_drop_sigpipe(&held);
     return done;
 }
 #else
@@ -2917,6 +3013,14 @@ CHAOSI_FN chaosi_out chaosi_line(chaos *c, char *buf, const char *level, const c
     chaosi_put_str(&o, "level", level);
     chaosi_put_str(&o, "action", action);
     return o;
+}
+
+CHAOSI_FN void chaosi_note(chaos *c, const char *action, const char *key, const char *value, const char *reason) {
+    char buf[CHAOSI_LINE_MAX];
+    chaosi_out o = chaosi_line(c, buf, "warn", action);
+    chaosi_put_str(&o, key, value);
+    chaosi_put_str(&o, "reason", reason);
+    chaosi_emit(c, &o);
 }
 
 /* v NULL = no fault. */
@@ -3039,6 +3143,7 @@ CHAOSI_FN size_t chaosi_metrics(const chaos_report *report, const char *service,
     chaosi_put_label(&o, "version", CHAOS_VERSION);
     chaosi_put_label(&o, "service", service);
     chaosi_put_label(&o, "instance", instance);
+    if (r.way[0]) chaosi_put_label(&o, "way", r.way);
     chaosi_puts(&o, "} 1\n");
     chaosi_put_family(&o, "chaos_state", 0, states, "1 for the state it is in", "state", chaosi_state_texts, CHAOS_STATE_COUNT);
     CHAOSI_ONE("config_version", 0, version, "Of the config in use, 0 = none yet");
@@ -3101,11 +3206,12 @@ CHAOSI_FN void chaosi_say(chaos *c, chaosi_news what) {
     if (what == CHAOSI_OPENED) {
         chaosi_put_str(&o, "version", CHAOS_VERSION);
         chaosi_put_str(&o, "config", c->source.name);
-        chaosi_put_str(&o, "ways", "inline env file callback");
+        chaosi_put_str(&o, "ways", chaos_sources());
         chaosi_put_number(&o, "canary_slot", chaosi_canary_slot(chaosi_str(c->instance)));
         chaosi_put_number(&o, "ttl_on_ms", (long long)chaosi_ttl_ms(c, true));
         chaosi_put_number(&o, "ttl_off_ms", (long long)chaosi_ttl_ms(c, false));
     }
+    if (s.way[0]) chaosi_put_str(&o, "way", s.way);
     if (failed) chaosi_put_str(&o, "error", s.problem);
     chaosi_put_str(&o, "state", chaos_state_text(s.state));
     chaosi_put_str(&o, "reason", s.reason);
@@ -3286,6 +3392,85 @@ CHAOSI_FN void chaosi_count_outcome(chaos *c, int status, chaosi_u64 us) {
     chaosi_count(c, CHAOSI_WORD(outcome_us), us);
 }
 
+#ifndef CHAOS_NO_NET
+/* ==== >>client ================================================================================================ */
+/* One exchange in plain HTTP with somebody on this machine: agents and those who hand out credentials. */
+typedef struct chaosi_got {
+    char *buf; /* the caller's: the whole reply comes here */
+    size_t cap;
+    chaosi_span body; /* in buf, decoded, with a NUL behind it */
+    chaosi_head head;
+} chaosi_got;
+
+/* Reads a reply to the end of its body. NULL = done, else what went wrong. */
+CHAOSI_FN const char *chaosi_read_answer(int fd, chaosi_got *a, chaosi_u64 deadline) {
+    chaosi_chunked chunk;
+    size_t len = 0, head = 0; /* raw bytes until the head is whole; then the head and the body so far */
+    int r = 0;
+    memset(&chunk, 0, offsetof(chaosi_chunked, text));
+    while (len + 1 < a->cap) {
+        ssize_t n = recv(fd, a->buf + len, a->cap - 1 - len, MSG_DONTWAIT);
+        size_t got = n > 0 ? (size_t)n : 0, used;
+        if (n < 0 && chaosi_would_block()) {
+            if (!chaosi_poll(fd, POLLIN, deadline)) return "no reply in time";
+            continue;
+        }
+        if (n < 0) return strerror(errno);
+        if (n == 0 && (!head || a->head.chunked || a->head.has_length)) return "the connection ended before the reply did";
+        if (!head) {
+            r = chaosi_http_reply(&a->head, a->buf, len + got);
+            if (r < 0) return "the reply is not valid HTTP";
+            got += len;
+            len = head = (size_t)r;
+            if (!head) len = got;
+            if (!head) continue;
+            got -= head;
+            r = 0;
+        }
+        if (a->head.chunked) r = chaosi_chunked_feed(&chunk, a->buf + len, got, &used, &got);
+        if (r < 0) return "the reply is not valid chunked coding";
+        len += got;
+        if (a->head.chunked ? r == 0 : a->head.has_length ? len - head < a->head.length : n > 0) continue;
+        if (a->head.has_length && len - head > a->head.length) len = head + (size_t)a->head.length;
+        a->body = chaosi_of(a->buf + head, len - head);
+        a->buf[len] = 0;
+        return NULL;
+    }
+    return "the reply is too large";
+}
+
+/* fields: lines of the head, each with its CRLF. UNSUPPORTED = nobody listens there. */
+CHAOSI_FN chaos_result chaosi_http_call(chaosi_got *a, const char *method, const char *url, const char *fields, int ms, chaos_error *err) {
+    char host[256] = "", port[8] = "80", request[8192];
+    const char *at = strncmp(url, "http://", 7) == 0 ? url + 7 : "", *problem;
+    chaosi_span authority = chaosi_of(at, strcspn(at, "/"));
+    chaosi_u64 deadline = chaosi_clock(false) + (chaosi_u64)(unsigned)ms * CHAOSI_MS;
+    chaosi_out o = chaosi_into(request, sizeof request);
+    chaosi_address address;
+    int fd, failed;
+    if (!chaosi_is_host(authority) || !chaosi_split_address(authority, true, host, sizeof host, port, sizeof port))
+        return chaosi_fail(err, CHAOS_ERR_ADDRESS, "%.100s is not http://HOST[:PORT]/...", url);
+    chaosi_puts(&o, method);
+    chaosi_puts(&o, " ");
+    chaosi_puts(&o, at[authority.len] ? at + authority.len : "/");
+    chaosi_puts(&o, " HTTP/1.1\r\n");
+    chaosi_put_field(&o, chaosi_str("Host"), authority);
+    chaosi_puts(&o, "User-Agent: chaos-h/" CHAOS_VERSION "\r\nConnection: close\r\n");
+    chaosi_puts(&o, fields);
+    chaosi_puts(&o, "\r\n");
+    if (o.len >= o.cap) return chaosi_fail(err, CHAOS_ERR_TOO_LARGE, "the request to %.100s is too large", url);
+    if (!chaosi_resolve(host, port, &address, 1, err)) return err->code;
+    fd = chaosi_socket(&address);
+    if (fd < 0) return chaosi_fail(err, CHAOS_ERR_SYSTEM, "socket: %s", strerror(errno));
+    failed = chaosi_connect(fd, &address, deadline);
+    if (failed) problem = strerror(failed);
+    else problem = chaosi_send_all(fd, request, o.len, deadline) ? chaosi_read_answer(fd, a, deadline) : "the request is not taken";
+    close(fd);
+    if (!problem) return CHAOS_OK;
+    return chaosi_fail(err, failed == ECONNREFUSED ? CHAOS_ERR_UNSUPPORTED : CHAOS_ERR_UNREACHABLE, "%.100s: %s", url, problem);
+}
+#endif /* CHAOS_NO_NET */
+
 #ifndef CHAOS_NO_PROXY
 /* ==== >>proxy ================================================================================================= */
 /* A blocking proxy. A connection without a request is parked in one epoll set; a worker that waits there takes the next that
@@ -3435,14 +3620,6 @@ typedef struct chaosi_worker {
 } chaosi_worker;
 
 CHAOSI_FN chaosi_u64 chaosi_in(int ms) { return chaosi_clock(false) + (chaosi_u64)(unsigned)ms * CHAOSI_MS; }
-
-CHAOSI_FN void chaosi_note(chaos *c, const char *action, const char *key, const char *value, const char *reason) {
-    char buf[CHAOSI_LINE_MAX];
-    chaosi_out o = chaosi_line(c, buf, "warn", action);
-    chaosi_put_str(&o, key, value);
-    chaosi_put_str(&o, "reason", reason);
-    chaosi_emit(c, &o);
-}
 
 /* Puts a descriptor into the epoll set, or says whether it still tells of it. A client is edge-triggered and stays in it, so
    that a request costs no epoll_ctl. */
@@ -4675,6 +4852,621 @@ CHAOSI_FN chaos_result chaosi_proxy_run(chaos *c, const chaos_proxy_desc *d, cha
 }
 #endif /* CHAOS_NO_PROXY */
 
+#ifndef CHAOS_NO_SSM
+/* ==== >>ssm =================================================================================================== */
+/* Parameters of AWS SSM, and configurations of AWS AppConfig. A parameter comes by one of three ways; UNSUPPORTED means that
+   a way is not there, and the next is tried. All of them leave the JSON of the SSM API in buf. */
+#define CHAOSI_AWS_MS   10000
+#define CHAOSI_AGENT_MS 2000
+#define CHAOSI_KEYS_MS  1000                 /* for each call to who hands out credentials */
+#define CHAOSI_KEYS_NS  (600000 * CHAOSI_MS) /* so long before their end they are fetched anew */
+#define CHAOSI_KEYS_MAX 4096                 /* bytes of a session token */
+
+typedef struct chaosi_credentials {
+    char id[256], secret[256], token[CHAOSI_KEYS_MAX];
+    chaosi_u64 until; /* ns, Unix epoch; 0 = none kept */
+} chaosi_credentials;
+
+typedef struct chaosi_ssm {
+    const chaos_ssm_desc *d;
+    chaosi_credentials *keys;
+    const chaosi_u32 *closing; /* becomes 1 when nobody wants the answer any more; NULL = never */
+    char *buf;
+    size_t cap, len;
+    int ms;
+    const char *way;
+    char passed[80]; /* why the way before could not */
+} chaosi_ssm;
+
+/* What AWS said in any of its forms (JSON, XML, the aws-cli's words): the first of these words in it gives the code. */
+CHAOSI_FN chaos_result chaosi_aws_fail(const chaosi_ssm *s, int status, const char *text, chaos_error *err) {
+    static const struct {
+        const char *word;
+        chaos_result code;
+    } words[] = {{"ParameterNotFound", CHAOS_ERR_NOT_FOUND},
+                 {"ParameterVersionNotFound", CHAOS_ERR_NOT_FOUND},
+                 {"Throttl", CHAOS_ERR_THROTTLED},
+                 {"TooManyUpdates", CHAOS_ERR_THROTTLED},
+                 {"AccessDenied", CHAOS_ERR_DENIED},
+                 {"ExpiredToken", CHAOS_ERR_DENIED},
+                 {"UnrecognizedClient", CHAOS_ERR_DENIED},
+                 {"InvalidSignature", CHAOS_ERR_DENIED},
+                 {"SignatureDoesNotMatch", CHAOS_ERR_DENIED},
+                 {"InvalidClientTokenId", CHAOS_ERR_DENIED},
+                 {"Unable to locate cred", CHAOS_ERR_DENIED},
+                 {"IncompleteSignature", CHAOS_ERR_DENIED},
+                 {"ValidationException", CHAOS_ERR_VALUE},
+                 {"ParameterPatternMismatch", CHAOS_ERR_VALUE},
+                 {"ParameterMaxVersionLimit", CHAOS_ERR_VALUE},
+                 {"InvalidKeyId", CHAOS_ERR_VALUE},
+                 {"HierarchyLevelLimit", CHAOS_ERR_VALUE},
+                 {"", CHAOS_ERR_UNREACHABLE}};
+    char message[160], http[24] = "", *c;
+    size_t i = 0;
+    chaosi_span whole = chaosi_str(text);
+    while (!strstr(text, words[i].word)) i++;
+    if (status) snprintf(http, sizeof http, "HTTP %d: ", status);
+    if (!chaosi_json_text(whole, "message", message, sizeof message) && !chaosi_json_text(whole, "Message", message, sizeof message))
+        chaosi_copy(message, sizeof message, text + strspn(text, " \r\n"));
+    for (c = message; *c; c++)
+        if ((chaosi_u8)*c < 0x20 || *c == 0x7f) *c = ' ';
+    while (c > message && c[-1] == ' ') *--c = 0;
+    return chaosi_fail(err, words[i].code, "%s: %s%s%s%s", s->way, http, strstr(message, words[i].word) ? "" : words[i].word,
+                       strstr(message, words[i].word) ? "" : ": ", message);
+}
+
+CHAOSI_FN const char *chaosi_region(const chaosi_ssm *s) {
+    const char *region = s->d->region ? s->d->region : chaosi_env("AWS_REGION");
+    return region ? region : chaosi_env("AWS_DEFAULT_REGION");
+}
+
+CHAOSI_FN const char *chaosi_endpoint(const chaosi_ssm *s) {
+    const char *ignore = chaosi_env("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS"), *url = chaosi_env("AWS_ENDPOINT_URL_SSM");
+    if (s->d->endpoint) return s->d->endpoint;
+    if (ignore && chaosi_is(chaosi_str(ignore), "true")) return NULL;
+    return url ? url : chaosi_env("AWS_ENDPOINT_URL");
+}
+
+CHAOSI_FN void chaosi_put_encoded(chaosi_out *o, chaosi_span s) { /* RFC 3986 section 2.1 */
+    char code[8];
+    size_t i;
+    for (i = 0; i < s.len; i++) {
+        char c = s.at[i];
+        bool plain = chaosi_is_digit(c) || (chaosi_lower(c) >= 'a' && chaosi_lower(c) <= 'z') || (c && strchr("-._~", c));
+        if (plain) chaosi_put(o, &c, 1);
+        else chaosi_put(o, code, (size_t)snprintf(code, sizeof code, "%%%02X", (unsigned)(chaosi_u8)c));
+    }
+}
+
+/* A header line with a secret in it; false = that would break the head. */
+CHAOSI_FN bool chaosi_put_secret(chaosi_out *o, const char *name, const char *secret) {
+    chaosi_put_field(o, chaosi_str(name), chaosi_str(secret));
+    return chaosi_is_value(chaosi_str(secret)) && o->len < o->cap;
+}
+
+/* Way 1: the AWS Parameters and Secrets Lambda Extension. It reads only, in its own region. */
+CHAOSI_FN chaos_result chaosi_by_extension(chaosi_ssm *s, chaos_error *err) {
+    const char *port = chaosi_env("PARAMETERS_SECRETS_EXTENSION_HTTP_PORT"), *token = chaosi_env("AWS_SESSION_TOKEN");
+    const char *home = chaosi_env("AWS_REGION");
+    char url[3072 + 128], fields[CHAOSI_KEYS_MAX + 64];
+    chaosi_out u = chaosi_into(url, sizeof url), f = chaosi_into(fields, sizeof fields);
+    chaosi_got a;
+    chaos_result r;
+    if (!token || (!port && !chaosi_env("AWS_LAMBDA_RUNTIME_API"))) return chaosi_fail(err, CHAOS_ERR_UNSUPPORTED, "no extension");
+    if (s->d->endpoint || (s->d->region && home && strcmp(s->d->region, home) != 0))
+        return chaosi_fail(err, CHAOS_ERR_UNSUPPORTED, "extension: another region");
+    chaosi_puts(&u, "http://127.0.0.1:");
+    chaosi_puts(&u, port ? port : "2773");
+    chaosi_puts(&u, "/systemsmanager/parameters/get?withDecryption=true&name=");
+    chaosi_put_encoded(&u, chaosi_str(s->d->name));
+    if (u.len >= u.cap || !chaosi_put_secret(&f, "X-Aws-Parameters-Secrets-Token", token))
+        return chaosi_fail(err, CHAOS_ERR_VALUE, "extension: the name is too long, or AWS_SESSION_TOKEN is no token");
+    a.buf = s->buf;
+    a.cap = s->cap;
+    r = chaosi_http_call(&a, "GET", url, fields, s->ms < CHAOSI_AGENT_MS ? s->ms : CHAOSI_AGENT_MS, err);
+    if (r == CHAOS_ERR_UNSUPPORTED) return r;
+    s->way = "extension";
+    if (r != CHAOS_OK) return r;
+    if (a.head.status != 200) return chaosi_aws_fail(s, a.head.status, a.body.at, err);
+    memmove(s->buf, a.body.at, s->len = a.body.len);
+    return CHAOS_OK;
+}
+
+#ifdef CHAOS_WITH_CURL
+/* -- credentials, as the AWS SDKs find them: environment, container, IMDSv2 -- */
+CHAOSI_FN chaos_result chaosi_take_keys(chaosi_credentials *k, const chaosi_got *a, const char *from, chaos_error *err) {
+    char when[48], code[40];
+    chaosi_credentials n;
+    long long ms;
+    bool coded = chaosi_json_text(a->body, "Code", code, sizeof code);
+    if (a->head.status != 200) return chaosi_fail(err, CHAOS_ERR_UNSUPPORTED, "%s: HTTP %d", from, a->head.status);
+    if (coded && strcmp(code, "Success") != 0) return chaosi_fail(err, CHAOS_ERR_UNSUPPORTED, "%s: %s", from, code);
+    if (!chaosi_json_text(a->body, "AccessKeyId", n.id, sizeof n.id) ||
+        !chaosi_json_text(a->body, "SecretAccessKey", n.secret, sizeof n.secret))
+        return chaosi_fail(err, CHAOS_ERR_UNSUPPORTED, "%s: no credentials in its answer", from);
+    chaosi_json_text(a->body, "Token", n.token, sizeof n.token);
+    chaosi_json_text(a->body, "Expiration", when, sizeof when);
+    ms = chaosi_moment(when);
+    n.until = ms > 0 ? (chaosi_u64)ms * CHAOSI_MS : chaosi_clock(true) + CHAOSI_KEYS_NS;
+    *k = n;
+    return CHAOS_OK;
+}
+
+/* ECS and EKS. The token in the file may change at any time; plain HTTP goes nowhere but to these hosts. */
+CHAOSI_FN chaos_result chaosi_container_keys(chaosi_credentials *k, chaosi_got *a, chaos_error *err) {
+    static const char *const hosts[] = {"127.0.0.1", "localhost", "[::1]", "169.254.170.2", "169.254.170.23", "[fd00:ec2::23]"};
+    const char *relative = chaosi_env("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"), *full = chaosi_env("AWS_CONTAINER_CREDENTIALS_FULL_URI");
+    const char *file = chaosi_env("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"), *token = chaosi_env("AWS_CONTAINER_AUTHORIZATION_TOKEN");
+    char url[1024], fields[CHAOSI_KEYS_MAX + 64] = "", text[CHAOSI_KEYS_MAX];
+    chaosi_out f = chaosi_into(fields, sizeof fields);
+    size_t n = 0, i = 0;
+    chaos_result r;
+    if (!relative && !full) return chaosi_fail(err, CHAOS_ERR_UNSUPPORTED, "no credentials in the environment");
+    snprintf(url, sizeof url, "%s%s", relative ? "http://169.254.170.2" : "", relative ? relative : full);
+    while (i < 6 && (strncmp(url, "http://", 7) != 0 || strncmp(url + 7, hosts[i], strlen(hosts[i])) != 0 ||
+                     !strchr(":/", url[7 + strlen(hosts[i])])))
+        i++;
+    if (i == 6) return chaosi_fail(err, CHAOS_ERR_UNSUPPORTED, "credentials from %.60s: not a host that plain HTTP may go to", url);
+    if (file && (r = chaosi_read_file(file, text, sizeof text - 1, &n, err)) != CHAOS_OK) return r;
+    while (n && strchr(" \r\n", text[n - 1])) n--;
+    text[n] = 0;
+    if (file) token = text;
+    if (token && !chaosi_put_secret(&f, "Authorization", token))
+        return chaosi_fail(err, CHAOS_ERR_UNSUPPORTED,
+                           "container credentials: the authorization token has a control character, or is too long");
+    r = chaosi_http_call(a, "GET", url, fields, 2 * CHAOSI_KEYS_MS, err);
+    return r == CHAOS_OK ? chaosi_take_keys(k, a, "container credentials", err) : r;
+}
+
+/* EC2. Without a version 2 token there is nothing: version 1 is not fallen back to. */
+CHAOSI_FN chaos_result chaosi_instance_keys(chaosi_credentials *k, chaosi_got *a, chaos_error *err) {
+    static const char path[] = "/latest/meta-data/iam/security-credentials/";
+    const char *base = chaosi_env("AWS_EC2_METADATA_SERVICE_ENDPOINT"), *off = chaosi_env("AWS_EC2_METADATA_DISABLED");
+    char url[1024], fields[512] = "";
+    chaosi_out f = chaosi_into(fields, sizeof fields);
+    size_t n;
+    int len;
+    if (off && chaosi_is(chaosi_str(off), "true")) return chaosi_fail(err, CHAOS_ERR_UNSUPPORTED, "no credentials in the environment");
+    if (!base) base = "http://169.254.169.254";
+    n = strlen(base) < 512 ? strlen(base) : 512;
+    while (n && base[n - 1] == '/') n--;
+    snprintf(url, sizeof url, "%.*s/latest/api/token", (int)n, base);
+    if (chaosi_http_call(a, "PUT", url, "X-aws-ec2-metadata-token-ttl-seconds: 21600\r\nContent-Length: 0\r\n", CHAOSI_KEYS_MS, err))
+        return err->code;
+    if (a->head.status != 200 || !chaosi_put_secret(&f, "X-aws-ec2-metadata-token", a->body.at))
+        return chaosi_fail(err, CHAOS_ERR_UNSUPPORTED, "instance metadata: no IMDSv2 token, HTTP %d", a->head.status);
+    len = snprintf(url, sizeof url, "%.*s%s", (int)n, base, path);
+    if (chaosi_http_call(a, "GET", url, fields, CHAOSI_KEYS_MS, err)) return err->code;
+    n = strcspn(a->body.at, "\r\n");
+    if (a->head.status != 200 || !n || n > 128) return chaosi_fail(err, CHAOS_ERR_UNSUPPORTED, "instance metadata: no role");
+    snprintf(url + len, sizeof url - (size_t)len, "%.*s", (int)n, a->body.at);
+    if (chaosi_http_call(a, "GET", url, fields, CHAOSI_KEYS_MS, err)) return err->code;
+    return chaosi_take_keys(k, a, "instance metadata", err);
+}
+
+/* Those of the environment are read each time; others are kept, and used to their end if newer ones cannot be had. */
+CHAOSI_FN chaos_result chaosi_find_keys(chaosi_ssm *s, chaos_error *err) {
+    const char *id = chaosi_env("AWS_ACCESS_KEY_ID"), *secret = chaosi_env("AWS_SECRET_ACCESS_KEY");
+    chaosi_credentials *k = s->keys;
+    chaosi_u64 now = chaosi_clock(true);
+    chaosi_got a;
+    if (id && secret) {
+        chaosi_copy(k->id, sizeof k->id, id);
+        chaosi_copy(k->secret, sizeof k->secret, secret);
+        chaosi_copy(k->token, sizeof k->token, chaosi_env("AWS_SESSION_TOKEN"));
+        k->until = 0;
+        return CHAOS_OK;
+    }
+    if (k->until > now + CHAOSI_KEYS_NS) return CHAOS_OK;
+    a.buf = s->buf;
+    a.cap = s->cap;
+    if (chaosi_env("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI") || chaosi_env("AWS_CONTAINER_CREDENTIALS_FULL_URI"))
+        chaosi_container_keys(k, &a, err);
+    else chaosi_instance_keys(k, &a, err);
+    if (k->until > now) chaosi_no_error(err);
+    return k->until > now ? CHAOS_OK : CHAOS_ERR_UNSUPPORTED;
+}
+
+/* -- way 2: libcurl, which signs (SigV4) -- */
+CHAOSI_FN size_t chaosi_curl_take(char *at, size_t size, size_t n, void *user) {
+    chaosi_out *o = (chaosi_out *)user;
+    chaosi_put(o, at, size * n);
+    return o->len < o->cap ? size * n : 0;
+}
+
+CHAOSI_FN int chaosi_curl_goes_on(void *user, curl_off_t a, curl_off_t b, curl_off_t c, curl_off_t d) {
+    (void)a, (void)b, (void)c, (void)d;
+    return user && CHAOSI_SEQ((const chaosi_u32 *)user);
+}
+
+CHAOSI_FN chaos_result chaosi_by_curl(chaosi_ssm *s, const char *operation, const char *json, chaos_error *err) {
+    const char *region = chaosi_region(s), *endpoint = chaosi_endpoint(s), *authorities = chaosi_env("AWS_CA_BUNDLE");
+    char url[300], target[64], sigv4[100], token[CHAOSI_KEYS_MAX + 32];
+    struct curl_slist *fields = NULL;
+    chaosi_out o = chaosi_into(s->buf, s->cap);
+    chaosi_sigpipe held;
+    long status = 0;
+    CURLcode r;
+    CURL *h;
+    if (!region) return chaosi_fail(err, CHAOS_ERR_UNSUPPORTED, "no region");
+    if (chaosi_find_keys(s, err) != CHAOS_OK) return err->code = CHAOS_ERR_UNSUPPORTED;
+    h = curl_easy_init();
+    if (!h) return chaosi_fail(err, CHAOS_ERR_MEMORY, "curl_easy_init failed");
+    s->way = "curl";
+    if (endpoint) chaosi_copy(url, sizeof url, endpoint);
+    else snprintf(url, sizeof url, "https://ssm.%.60s.amazonaws.com%s/", region, strncmp(region, "cn-", 3) == 0 ? ".cn" : "");
+    snprintf(target, sizeof target, "X-Amz-Target: AmazonSSM.%s", operation);
+    snprintf(sigv4, sizeof sigv4, "aws:amz:%.60s:ssm", region);
+    snprintf(token, sizeof token, "X-Amz-Security-Token: %s", s->keys->token);
+    fields = curl_slist_append(fields, "Content-Type: application/x-amz-json-1.1");
+    fields = curl_slist_append(fields, target);
+    if (s->keys->token[0]) fields = curl_slist_append(fields, token);
+    curl_easy_setopt(h, CURLOPT_URL, url);
+    curl_easy_setopt(h, CURLOPT_HTTP_VERSION, (long)CURL_HTTP_VERSION_1_1);
+    curl_easy_setopt(h, CURLOPT_PROTOCOLS_STR, "http,https");
+    curl_easy_setopt(h, CURLOPT_HTTPHEADER, fields);
+    curl_easy_setopt(h, CURLOPT_USERAGENT, "chaos-h/" CHAOS_VERSION);
+    curl_easy_setopt(h, CURLOPT_COPYPOSTFIELDS, json);
+    curl_easy_setopt(h, CURLOPT_AWS_SIGV4, sigv4);
+    curl_easy_setopt(h, CURLOPT_USERNAME, s->keys->id);
+    curl_easy_setopt(h, CURLOPT_PASSWORD, s->keys->secret);
+    curl_easy_setopt(h, CURLOPT_NOSIGNAL, 1L);
+    curl_easy_setopt(h, CURLOPT_TIMEOUT_MS, (long)s->ms);
+    curl_easy_setopt(h, CURLOPT_WRITEFUNCTION, chaosi_curl_take);
+    curl_easy_setopt(h, CURLOPT_WRITEDATA, &o);
+    curl_easy_setopt(h, CURLOPT_NOPROGRESS, 0L);
+    curl_easy_setopt(h, CURLOPT_XFERINFOFUNCTION, chaosi_curl_goes_on);
+    curl_easy_setopt(h, CURLOPT_XFERINFODATA, (void *)(size_t)s->closing);
+    if (authorities) curl_easy_setopt(h, CURLOPT_CAINFO, authorities);
+    chaosi_hold_sigpipe(&held); /* TLS writes without MSG_NOSIGNAL */
+    r = curl_easy_perform(h);
+    chaosi_drop_sigpipe(&held);
+    curl_easy_getinfo(h, CURLINFO_RESPONSE_CODE, &status);
+    curl_slist_free_all(fields);
+    curl_easy_cleanup(h);
+    s->len = o.len;
+    if (o.len >= o.cap) return chaosi_fail(err, CHAOS_ERR_TOO_LARGE, "curl: the answer is over %u bytes", (unsigned)s->cap);
+    if (r != CURLE_OK) return chaosi_fail(err, CHAOS_ERR_UNREACHABLE, "curl: %.60s: %s", url, curl_easy_strerror(r));
+    return status == 200 ? CHAOS_OK : chaosi_aws_fail(s, (int)status, s->buf, err);
+}
+#endif
+
+/* -- way 3: the aws-cli -- */
+/* Closes everything but the three standard ones in a child to be: also what was opened without FD_CLOEXEC, or a moment ago. */
+CHAOSI_FN void chaosi_close_others(posix_spawn_file_actions_t *actions, short *flags) {
+#ifdef POSIX_SPAWN_CLOEXEC_DEFAULT
+    *flags = (short)(*flags | POSIX_SPAWN_CLOEXEC_DEFAULT);
+    (void)actions;
+#else
+    DIR *open_ones = opendir("/proc/self/fd");
+    const struct dirent *e;
+    int highest = 255, fd;
+    (void)flags;
+    while (open_ones && (e = readdir(open_ones)) != NULL)
+        if (atoi(e->d_name) > highest) highest = atoi(e->d_name);
+    if (open_ones) closedir(open_ones);
+    for (fd = 3; fd < highest + 64; fd++) posix_spawn_file_actions_addclose(actions, fd);
+#endif
+}
+
+/* Starts argv[0] from PATH in a process group of its own, with an empty signal mask and default dispositions; out[1] and out[3]
+   are its stdout and stderr. 0 = started, else errno. */
+CHAOSI_FN int chaosi_spawn(char *const *argv, const int *out, pid_t *pid) {
+    extern char **environ;
+    posix_spawn_file_actions_t actions;
+    posix_spawnattr_t attr;
+    sigset_t set;
+    short flags = POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF;
+    int r;
+    posix_spawn_file_actions_init(&actions);
+    posix_spawnattr_init(&attr);
+    posix_spawn_file_actions_adddup2(&actions, out[1], 1);
+    posix_spawn_file_actions_adddup2(&actions, out[3], 2);
+    posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
+    chaosi_close_others(&actions, &flags);
+    sigemptyset(&set);
+    posix_spawnattr_setsigmask(&attr, &set);
+    sigfillset(&set);
+    posix_spawnattr_setsigdefault(&attr, &set);
+    posix_spawnattr_setpgroup(&attr, 0);
+    posix_spawnattr_setflags(&attr, flags);
+    r = posix_spawnp(pid, argv[0], &actions, &attr, argv, environ);
+    posix_spawnattr_destroy(&attr);
+    posix_spawn_file_actions_destroy(&actions);
+    return r;
+}
+
+/* Reads both pipes to their end, bounded by what `to` holds. False = the deadline, or nobody wants it any more. */
+CHAOSI_FN bool chaosi_read_both(int *fds, chaosi_out *const *to, chaosi_u64 deadline, const chaosi_u32 *closing) {
+    char piece[4096];
+    int i;
+    while (fds[0] >= 0 || fds[2] >= 0) {
+        struct pollfd p[2] = {{fds[0], POLLIN, 0}, {fds[2], POLLIN, 0}};
+        if (chaosi_clock(false) >= deadline || (closing && CHAOSI_SEQ(closing))) return false;
+        if (poll(p, 2, 50) <= 0) continue;
+        for (i = 0; i < 2; i++) {
+            ssize_t n = p[i].revents ? read(p[i].fd, piece, sizeof piece) : -1;
+            if (n > 0) chaosi_put(to[i], piece, (size_t)n);
+            if (!p[i].revents || n > 0 || (n < 0 && errno == EINTR)) continue;
+            close(fds[2 * i]);
+            fds[2 * i] = -1;
+        }
+    }
+    return true;
+}
+
+/* Runs a program to its end or the deadline, when its process group is killed; it is always reaped. Returns its exit code, -1 =
+   killed, or minus errno - 1 = not started. */
+CHAOSI_FN int chaosi_run(char *const *argv, chaosi_out *out, chaosi_out *said, chaosi_u64 deadline, const chaosi_u32 *closing) {
+    chaosi_out *const to[2] = {out, said};
+    int fds[4] = {-1, -1, -1, -1}, status = 0, i, problem;
+    pid_t pid = 0, ended = 0;
+    bool whole;
+    problem = pipe(fds) == 0 && pipe(fds + 2) == 0 ? 0 : errno;
+    for (i = 0; i < 4 && !problem; i++) fcntl(fds[i], F_SETFD, FD_CLOEXEC);
+    if (!problem) problem = chaosi_spawn(argv, fds, &pid);
+    for (i = 1; i < 4; i += 2)
+        if (fds[i] >= 0) close(fds[i]);
+    whole = !problem && chaosi_read_both(fds, to, deadline, closing);
+    for (i = 0; i < 4; i += 2)
+        if (fds[i] >= 0) close(fds[i]);
+    if (problem) return -problem - 1;
+    while (whole && (ended = waitpid(pid, &status, WNOHANG)) == 0 && chaosi_clock(false) < deadline) chaosi_nap(CHAOSI_MS);
+    if (ended == 0) {
+        kill(-pid, SIGKILL);
+        kill(pid, SIGKILL);
+        while ((ended = waitpid(pid, &status, 0)) < 0 && errno == EINTR) {}
+        whole = false;
+    }
+    if (!whole) return -1;
+    if (ended < 0) return out->len ? 0 : 1; /* the program ignores SIGCHLD or reaps by itself: the output tells */
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128;
+}
+
+/* operation in the words of the aws-cli: "get-parameter". */
+CHAOSI_FN chaos_result chaosi_by_cli(chaosi_ssm *s, const char *operation, const char *json, chaos_error *err) {
+    const char *region = chaosi_region(s), *endpoint = chaosi_endpoint(s);
+    const char *argv[16] = {"aws", "ssm", operation, "--cli-input-json", json, "--output", "json", "--no-paginate"};
+    char text[1024];
+    chaosi_out out = chaosi_into(s->buf, s->cap), said = chaosi_into(text, sizeof text);
+    chaosi_u64 deadline = chaosi_clock(false) + (chaosi_u64)(unsigned)s->ms * CHAOSI_MS;
+    int n = 8, code;
+    if (region) argv[n++] = "--region";
+    if (region) argv[n++] = region;
+    if (endpoint) argv[n++] = "--endpoint-url";
+    if (endpoint) argv[n++] = endpoint;
+    code = chaosi_run((char *const *)(size_t)argv, &out, &said, deadline, s->closing);
+    if (code == -ENOENT - 1)
+        return chaosi_fail(err, CHAOS_ERR_UNSUPPORTED, "no way to SSM: no aws-cli in PATH%s%s", s->passed[0] ? "; libcurl: " : "",
+                           s->passed);
+    s->way = "cli";
+    s->len = out.len;
+    if (code < -1) return chaosi_fail(err, CHAOS_ERR_SYSTEM, "cli: cannot start aws: %s", strerror(-code - 1));
+    if (code == -1) return chaosi_fail(err, CHAOS_ERR_UNREACHABLE, "cli: no answer within %d ms; aws was killed", s->ms);
+    if (code != 0) return chaosi_aws_fail(s, 0, text, err);
+    if (out.len >= out.cap) return chaosi_fail(err, CHAOS_ERR_TOO_LARGE, "cli: the answer is over %u bytes", (unsigned)s->cap);
+    return CHAOS_OK;
+}
+
+/* One call to SSM by the first way that is there. */
+CHAOSI_FN chaos_result chaosi_ssm_call(chaosi_ssm *s, const char *operation, const char *kebab, const char *json, chaos_error *err) {
+    chaos_result r = strcmp(operation, "GetParameter") == 0 ? chaosi_by_extension(s, err) : CHAOS_ERR_UNSUPPORTED;
+    if (r != CHAOS_ERR_UNSUPPORTED) return r;
+#ifdef CHAOS_WITH_CURL
+    r = chaosi_by_curl(s, operation, json, err);
+    if (r != CHAOS_ERR_UNSUPPORTED) return r;
+    chaosi_copy(s->passed, sizeof s->passed, err->text);
+#endif
+    chaosi_no_error(err);
+    return chaosi_by_cli(s, kebab, json, err);
+}
+
+/* -- what is in the answers -- */
+/* A JSON number times 1,000, cut to a whole one: 1530018761.888, 1.530018761888E9. */
+CHAOSI_FN long long chaosi_thousandfold(const char *s) {
+    long long v = 0;
+    int shift = 3, behind = 0;
+    for (; chaosi_is_digit(*s) || *s == '.'; s++) {
+        if (*s == '.') behind = 1;
+        else if (v < LLONG_MAX / 100) v = v * 10 + (*s - '0'), shift -= behind;
+        else shift += !behind;
+    }
+    if (*s == 'e' || *s == 'E') shift += atoi(s + 1);
+    for (; shift > 0 && v < LLONG_MAX / 10; shift--) v *= 10;
+    for (; shift < 0; shift++) v /= 10;
+    return v;
+}
+
+/* A moment as SSM tells it (epoch seconds) or as the aws-cli may (ISO 8601, with an offset). ms, 0 = not known. */
+CHAOSI_FN long long chaosi_aws_moment(chaosi_span text, const char *path) {
+    chaosi_json j;
+    char when[48], *zone, t = chaosi_json_find(&j, text, path);
+    long long ms, offset = 0;
+    int hours, minutes;
+    if (t == '0') return chaosi_thousandfold(j.text + j.start);
+    if (t != '"' || !chaosi_json_text(text, path, when, sizeof when) || strlen(when) < 20) return 0;
+    zone = when + strlen(when) - 6;
+    hours = chaosi_digits(zone + 1, 2);
+    minutes = chaosi_digits(zone + 4, 2);
+    if ((*zone == '+' || *zone == '-') && hours >= 0 && minutes >= 0) {
+        offset = (*zone == '+' ? 60000ll : -60000ll) * (hours * 60 + minutes);
+        strcpy(zone, "Z");
+    }
+    ms = chaosi_moment(when);
+    return ms > 0 ? ms - offset : 0;
+}
+
+CHAOSI_FN unsigned long long chaosi_aws_number(chaosi_span text, const char *path) {
+    chaosi_json j;
+    return chaosi_json_find(&j, text, path) == '0' ? strtoull(j.text + j.start, NULL, 10) : 0;
+}
+
+/* Prepares a call: defaults, bounds. */
+CHAOSI_FN chaos_result chaosi_ssm_begin(chaosi_ssm *s, const chaos_ssm_desc *d, char *buf, size_t cap, chaosi_credentials *keys,
+                                        chaos_error *err) {
+    memset(s, 0, sizeof *s);
+    s->d = d;
+    s->buf = buf;
+    s->cap = cap;
+    s->keys = keys;
+    s->ms = d && d->timeout_ms ? d->timeout_ms : CHAOSI_AWS_MS;
+    if (!d || !d->name || !d->name[0] || !buf || !cap) return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "ssm: a name and a buffer are needed");
+    if (strlen(d->name) > 2048) return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "ssm: the name is over 2,048 bytes");
+    if (s->ms < 100 || s->ms > 600000) return chaosi_fail(err, CHAOS_ERR_RANGE, "timeout_ms is out of range: 100..600000");
+    return CHAOS_OK;
+}
+
+CHAOSI_FN chaos_result chaosi_ssm_get(chaosi_ssm *s, chaos_ssm_value *out, chaos_error *err) {
+    char json[2048 * 6 + 64];
+    chaosi_out o = chaosi_into(json, sizeof json);
+    chaosi_json value;
+    chaosi_span text;
+    chaos_result r;
+    chaosi_puts(&o, "{\"WithDecryption\":true");
+    chaosi_put_str(&o, "Name", s->d->name);
+    chaosi_puts(&o, "}");
+    r = chaosi_ssm_call(s, "GetParameter", "get-parameter", json, err);
+    chaosi_copy(out->way, sizeof out->way, s->way);
+    if (r != CHAOS_OK) return r;
+    text = chaosi_of(s->buf, s->len);
+    if (chaosi_json_find(&value, text, "Parameter.Value") != '"')
+        return chaosi_fail(err, CHAOS_ERR_UNREACHABLE, "%s: the answer holds no Parameter.Value", s->way);
+    out->version = chaosi_aws_number(text, "Parameter.Version");
+    out->modified_ms = chaosi_aws_moment(text, "Parameter.LastModifiedDate");
+    chaosi_json_text(text, "Parameter.Type", out->type, sizeof out->type);
+    out->len = chaosi_json_decode(&value, s->buf, s->cap - 1); /* in place: it only gets shorter */
+    s->buf[out->len] = 0;
+    return CHAOS_OK;
+}
+
+CHAOSI_FN chaos_result chaosi_ssm_put(chaosi_ssm *s, const char *value, size_t len, chaos_ssm_value *out, chaos_error *err) {
+    char json[24576];
+    const char *type = s->d->type;
+    chaosi_out o;
+    chaos_result r;
+    do {
+        o = chaosi_into(json, sizeof json);
+        chaosi_puts(&o, "{\"Overwrite\":true");
+        chaosi_put_str(&o, "Name", s->d->name);
+        chaosi_put_key(&o, "Value");
+        chaosi_put_json(&o, chaosi_of(value, len));
+        if (type) chaosi_put_str(&o, "Type", type);
+        chaosi_puts(&o, "}");
+        if (o.len >= o.cap) return chaosi_fail(err, CHAOS_ERR_TOO_LARGE, "ssm: the value is too large");
+        r = chaosi_ssm_call(s, "PutParameter", "put-parameter", json, err);
+        if (type || r != CHAOS_ERR_VALUE || !strstr(err->text, "type")) break;
+        type = "String"; /* a new one needs its type said */
+    } while (true);
+    chaosi_copy(out->way, sizeof out->way, s->way);
+    if (r != CHAOS_OK) return r;
+    out->version = chaosi_aws_number(chaosi_of(s->buf, s->len), "Version");
+    return CHAOS_OK;
+}
+
+/* One page of names to s->buf, a line each; the token of the next page, "" = none. The names only move forward. */
+CHAOSI_FN size_t chaosi_ssm_names(chaosi_ssm *s, char *token, size_t cap) {
+    chaosi_span text = chaosi_of(s->buf, s->len);
+    chaosi_json j;
+    size_t made = 0;
+    int depth;
+    char t = chaosi_json_find(&j, text, "Parameters");
+    if (!chaosi_json_text(text, "NextToken", token, cap)) token[0] = 0;
+    for (depth = j.depth; t && j.depth >= depth; t = chaosi_json_next(&j)) {
+        if (t != ':' || j.depth != depth + 1 || !chaosi_same(chaosi_of(j.text + j.start, j.end - j.start), chaosi_str("Name"))) continue;
+        if (chaosi_json_next(&j) != '"') break;
+        made += chaosi_json_decode(&j, s->buf + made, s->cap - made);
+        s->buf[made++] = '\n';
+    }
+    return made;
+}
+
+CHAOSI_FN chaos_result chaosi_ssm_list(chaosi_ssm *s, chaos_ssm_value *out, chaos_error *err) {
+    char json[2048 * 6 + 4096], token[3072] = "";
+    chaos_result r;
+    do {
+        chaosi_out o = chaosi_into(json, sizeof json);
+        chaosi_puts(&o, "{\"Recursive\":true");
+        chaosi_put_str(&o, "Path", s->d->name);
+        if (token[0]) chaosi_put_str(&o, "NextToken", token);
+        chaosi_puts(&o, "}");
+        r = chaosi_ssm_call(s, "GetParametersByPath", "get-parameters-by-path", json, err);
+        if (r == CHAOS_OK) {
+            size_t n = chaosi_ssm_names(s, token, sizeof token);
+            s->buf += n;
+            s->cap -= n;
+            out->len += n;
+            s->buf[0] = 0;
+        }
+    } while (r == CHAOS_OK && token[0]);
+    chaosi_copy(out->way, sizeof out->way, s->way);
+    return r;
+}
+
+/* AppConfig by its agent, which is on this machine or in this pod. */
+CHAOSI_FN chaos_result chaosi_appconfig(chaos *c, char *buf, size_t cap, chaos_fetched *out, chaos_error *err) {
+    static const char *const parts[] = {"/applications/", "/environments/", "/configurations/"};
+    const char *port = chaosi_env("AWS_APPCONFIG_EXTENSION_HTTP_PORT"), *at = c->source.path;
+    char url[4096 * 3 + 128];
+    chaosi_out u = chaosi_into(url, sizeof url);
+    chaosi_span version;
+    chaosi_u64 number;
+    chaosi_ssm s;
+    chaosi_got a;
+    chaos_result r;
+    int i;
+    chaosi_puts(&u, "http://127.0.0.1:");
+    chaosi_puts(&u, port ? port : "2772");
+    for (i = 0; i < 3; i++, at += strcspn(at, "/") + 1) {
+        chaosi_puts(&u, parts[i]);
+        chaosi_put_encoded(&u, chaosi_of(at, strcspn(at, "/")));
+    }
+    c->way = s.way = "agent";
+    a.buf = buf;
+    a.cap = cap;
+    r = chaosi_http_call(&a, "GET", url, "", CHAOSI_AGENT_MS, err);
+    if (r == CHAOS_ERR_UNSUPPORTED) return err->code = CHAOS_ERR_UNREACHABLE;
+    if (r != CHAOS_OK) return r;
+    if (a.head.status == 404) return chaosi_fail(err, CHAOS_ERR_NOT_FOUND, "agent: HTTP 404: %.100s", a.body.at);
+    if (a.head.status != 200) return chaosi_aws_fail(&s, a.head.status, a.body.at, err);
+    version = chaosi_field_value(&a.head, "configuration-version");
+    if (!version.at) version = chaosi_field_value(&a.head, "configurationversion");
+    if (chaosi_length_of(version, &number)) out->version = number;
+    memmove(buf, a.body.at, out->len = a.body.len);
+    return CHAOS_OK;
+}
+
+/* The source of a handle: ssm:NAME[?region=R], appconfig:APP/ENV/PROFILE. */
+CHAOSI_FN chaos_result chaosi_remote(chaos *c, char *buf, size_t cap, chaos_fetched *out, chaos_error *err) {
+    char name[sizeof c->source.path], *query;
+    chaos_ssm_desc d;
+    chaos_ssm_value value;
+    chaosi_ssm s;
+    chaos_result r;
+    memset(out, 0, sizeof *out);
+    memset(&d, 0, sizeof d);
+    memset(&value, 0, sizeof value);
+    chaosi_no_error(err);
+    if (c->source.scheme == CHAOSI_APPCONFIG) return chaosi_appconfig(c, buf, cap, out, err);
+    chaosi_copy(name, sizeof name, c->source.path);
+    query = strchr(name, '?');
+    if (query) *query = 0;
+    d.name = name;
+    d.region = query ? query + strlen("?region=") : NULL;
+    r = chaosi_ssm_begin(&s, &d, buf, cap, (chaosi_credentials *)c->keys, err);
+#ifdef CHAOSI_THREADS
+    s.closing = &c->closing;
+#endif
+    if (r == CHAOS_OK) r = chaosi_ssm_get(&s, &value, err);
+    if (s.passed[0] && s.way && !c->fallback_told) chaosi_note(c, "fallback", "way", s.way, s.passed);
+    c->fallback_told = c->fallback_told || (s.passed[0] && s.way);
+    c->way = s.way ? s.way : c->way;
+    out->len = value.len;
+    out->version = value.version;
+    out->modified_ms = value.modified_ms;
+    return r;
+}
+#endif /* CHAOS_NO_SSM */
+
 /* ==== >>public ================================================================================================ */
 CHAOSI_FN void *chaosi_malloc(void *user, size_t size) { return (void)user, malloc(size); }
 CHAOSI_FN void chaosi_free(void *user, void *ptr) { (void)user, free(ptr); }
@@ -4718,19 +5510,25 @@ CHAOSI_FN chaos_result chaosi_desc_check(const chaos_desc *d, chaos_error *err) 
 /* One block: the handle, its slots, places and bytes. */
 CHAOSI_FN chaos *chaosi_allocate(const chaos_desc *d) {
     size_t self = (sizeof(chaos) + 63) / 64 * 64, slots = (sizeof(chaosi_slot) * CHAOSI_SLOTS + 63) / 64 * 64;
-    size_t tickets = sizeof(chaosi_u32) * CHAOS_MAX_CONCURRENT;
+    size_t tickets = sizeof(chaosi_u32) * CHAOS_MAX_CONCURRENT, keys = 0;
     void *(*alloc)(void *, size_t) = d->alloc ? d->alloc : chaosi_malloc;
-    char *block = (char *)alloc(d->alloc_user, self + slots + tickets + CHAOS_CONFIG_INPUT_MAX + 1);
-    chaos *c = (chaos *)(void *)block;
+    chaos *c;
+    char *block;
+#ifndef CHAOS_NO_SSM
+    keys = sizeof(chaosi_credentials);
+#endif
+    block = (char *)alloc(d->alloc_user, self + slots + tickets + keys + CHAOS_CONFIG_INPUT_MAX + 1);
+    c = (chaos *)(void *)block;
     if (!block) return NULL;
-    memset(block, 0, self + slots + tickets);
+    memset(block, 0, self + slots + tickets + keys);
     memset(c->pipes, -1, sizeof c->pipes);
     c->desc = *d;
     c->desc.alloc = alloc;
     c->desc.free = d->free ? d->free : chaosi_free;
     c->slots = (chaosi_slot *)(void *)(block + self);
     c->tickets = (chaosi_u32 *)(void *)(block + self + slots);
-    c->bytes = block + self + slots + tickets;
+    c->keys = block + self + slots + tickets;
+    c->bytes = block + self + slots + tickets + keys;
 #ifdef CHAOSI_THREADS
     pthread_mutex_init(&c->lock, NULL);
     pthread_mutex_init(&c->fetch_lock, NULL);
@@ -4752,7 +5550,7 @@ CHAOSI_FN bool chaosi_start(chaos *c, chaos_error *err) {
     chaos_error unused;
     if (!chaosi_open_pipes(c)) return chaosi_fail(err, CHAOS_ERR_SYSTEM, "pipe: %s", strerror(errno)) == CHAOS_OK;
     chaosi_disarm(c);
-    if (c->source.scheme && c->source.scheme != CHAOSI_CALLBACK) chaosi_refresh(c, false, &unused);
+    if (c->source.scheme && c->source.scheme < CHAOSI_CALLBACK) chaosi_refresh(c, false, &unused);
     else chaosi_settle(c);
     chaosi_say(c, CHAOSI_OPENED);
 #ifdef CHAOSI_THREADS
@@ -4780,6 +5578,9 @@ chaos *chaos_open(const chaos_desc *desc, chaos_error *err) {
     if (!c) return NULL;
     c->source = source;
     c->tell = chaosi_tell;
+#ifndef CHAOS_NO_SSM
+    c->remote = chaosi_remote;
+#endif
     c->modes = CHAOSI_MODES_IN_PROCESS;
     c->seed = chaosi_random(c);
     c->killed = disable && strcmp(disable, "0") != 0 ? 2 : 0;
@@ -4881,7 +5682,49 @@ chaos_result chaos_proxy_run(chaos *c, const chaos_proxy_desc *desc, chaos_error
 void chaos_proxy_stop(chaos *c) {
     if (c) chaosi_ring(c, CHAOSI_STOP(c)[1]);
 }
+/* what: g get, p put, l list. */
+CHAOSI_FN chaos_result chaosi_ssm_public(char what, const chaos_ssm_desc *d, char *buf, size_t cap, const char *text, size_t len,
+                                         chaos_ssm_value *out, chaos_error *err) {
+#ifdef CHAOS_NO_SSM
+    (void)what, (void)d, (void)buf, (void)cap, (void)text, (void)len, (void)out;
+    return chaosi_fail(err, CHAOS_ERR_COMPILED_OUT, "SSM is compiled out (CHAOS_NO_SSM)");
+#else
+    chaosi_ssm s;
+    chaosi_credentials keys;
+    chaos_error local, *e = err ? err : &local;
+    chaosi_no_error(e);
+    keys.until = 0;
+    if (!out || (what == 'p' && !text)) return chaosi_fail(e, CHAOS_ERR_ARGUMENT, "ssm: nothing to write, or no place for the answer");
+    memset(out, 0, sizeof *out);
+    if (chaosi_ssm_begin(&s, d, buf, cap, &keys, e) != CHAOS_OK) return e->code;
+    if (what == 'p') return chaosi_ssm_put(&s, text, len, out, e);
+    return what == 'g' ? chaosi_ssm_get(&s, out, e) : chaosi_ssm_list(&s, out, e);
+#endif
+}
+
+chaos_result chaos_ssm_get(const chaos_ssm_desc *d, char *buf, size_t cap, chaos_ssm_value *out, chaos_error *err) {
+    return chaosi_ssm_public('g', d, buf, cap, NULL, 0, out, err);
+}
+
+chaos_result chaos_ssm_put(const chaos_ssm_desc *d, const char *text, size_t len, chaos_ssm_value *out, chaos_error *err) {
+    char answer[8192];
+    return chaosi_ssm_public('p', d, answer, sizeof answer, text, len, out, err);
+}
+
+chaos_result chaos_ssm_list(const chaos_ssm_desc *d, char *buf, size_t cap, chaos_ssm_value *out, chaos_error *err) {
+    return chaosi_ssm_public('l', d, buf, cap, NULL, 0, out, err);
+}
 #endif /* CHAOS_COMPILE_OUT */
+
+const char *chaos_sources(void) {
+#ifdef CHAOS_NO_SSM
+    return "inline env file callback";
+#elif defined(CHAOS_WITH_CURL)
+    return "inline env file callback ssm:extension ssm:curl ssm:cli appconfig:agent";
+#else
+    return "inline env file callback ssm:extension ssm:cli appconfig:agent";
+#endif
+}
 
 const char *chaos_version(void) { return CHAOS_VERSION; }
 

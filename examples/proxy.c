@@ -54,7 +54,7 @@ typedef struct setting {
 static const setting table[] = {
     {"--listen", "ADDR:PORT", TEXT, AT(proxy.listen), 0, 0, "where to listen [127.0.0.1:0, a free port]"},
     {"--upstream", "URL", TEXT, AT(proxy.upstream), 0, 0, "the service: http://HOST[:PORT][/PREFIX]; required"},
-    {"--config", "SOURCE", TEXT, AT(chaos.config), 0, 0, "file:PATH, env:NAME or the JSON itself [off]"},
+    {"--config", "SOURCE", TEXT, AT(chaos.config), 0, 0, "ssm:NAME, appconfig:APP/ENV/PROFILE, file:PATH, env:NAME, JSON [off]"},
     {"--ttl", "TIME", TIME, AT(chaos.ttl_ms), 10, DAY, "how old a config may get [30s while off, 10s while on]"},
     {"--max-stale", "TIME", TIME0, AT(chaos.max_stale_ms), 0, DAY, "how long beyond, when the source is lost [60s]"},
     {"--max-conns", "N", COUNT, AT(proxy.max_connections), 1, 1000000, "connections at once, more wait [1024]"},
@@ -235,14 +235,32 @@ static void print_ceiling(const chaos_config *config, int connections) {
         fprintf(stderr, "ceiling: %d connections / %g ms = %.*f requests/s\n", connections, slowest / 1e3, rate < 10 ? 3 : 0, rate);
 }
 
+static bool is_remote(const char *source) { return source && (!strncmp(source, "ssm:", 4) || !strncmp(source, "appconfig:", 10)); }
+
+/* What a remote source holds now, fetched once. */
+static void fetch_or_fail(const settings *s, chaos_config *config) {
+    chaos_desc desc = s->chaos;
+    chaos_error err;
+    chaos *faults;
+    desc.quiet = desc.no_thread = true;
+    faults = chaos_open(&desc, &err);
+    if (!faults) fail(2, "%s", err.text);
+    chaos_refresh(faults, &err);
+    if (err.line) fail(1, "%s: line %u, column %u: %s", desc.config, err.line, err.column, err.text);
+    if (err.code) fail(1, "%s: %s", desc.config, err.text);
+    chaos_get_config(faults, config);
+    chaos_close(faults);
+}
+
 static int check(const settings *s) {
     static chaos_config config;
     static char text[CHAOS_CONFIG_INPUT_MAX + 1];
     const char *source = s->chaos.config;
     if (!source) fail(2, "--check needs --config SOURCE (or CHAOS_CONFIG)");
-    if (!is_json(source) && strncmp(source, "file:", 5) && strncmp(source, "env:", 4))
-        fail(2, "--config: '%s' is not file:PATH, env:NAME or JSON", source);
-    parse_or_fail(&config, source, 1);
+    if (!is_json(source) && !is_remote(source) && strncmp(source, "file:", 5) && strncmp(source, "env:", 4))
+        fail(2, "--config: '%s' is none of ssm:NAME, appconfig:APP/ENV/PROFILE, file:PATH, env:NAME or JSON", source);
+    if (is_remote(source)) fetch_or_fail(s, &config);
+    else parse_or_fail(&config, source, 1);
     chaos_config_format(&config, text, sizeof text);
     printf("%s\n", text);
     fflush(stdout);
@@ -322,6 +340,7 @@ static void write_config(admin *a) {
     put_text(a, "state", chaos_state_text(r.state));
     put_text(a, "reason", r.reason);
     put_text(a, "problem", r.problem);
+    if (r.way[0]) put_text(a, "way", r.way);
     if (a->service) put_text(a, "service", a->service);
     if (a->instance) put_text(a, "instance", a->instance);
     put(a, "\"version\":%llu,\"age_ms\":%lld,\"end\":%s,\"config\":", r.version, r.age_ms, end);
@@ -571,6 +590,18 @@ static void on_listening(void *user, const char *address) {
 /* A setting the header refused, or something it could not do? */
 static int exit_code(chaos_result r) { return r == CHAOS_ERR_MEMORY || r == CHAOS_ERR_SYSTEM || r == CHAOS_ERR_UNREACHABLE ? 1 : 2; }
 
+/* A remote source gets 3 s to answer before anybody is served: the proxy works without it, off. */
+static void wait_for_config(chaos *faults) {
+    const struct timespec nap = {0, 10000000};
+    chaos_report r;
+    int i;
+    for (i = 0; i < 300; i++) {
+        chaos_stats(faults, &r);
+        if (r.fetches || r.state == CHAOS_STATE_KILLED) return;
+        nanosleep(&nap, NULL);
+    }
+}
+
 static int run(settings *s) {
     static chaos_config config;
     static watcher stop, reread;
@@ -596,6 +627,7 @@ static int run(settings *s) {
     if (!faults) fail(exit_code(err.code), "%s", err.text);
     watch_start(&stop, faults);
     watch_start(&reread, faults);
+    if (is_remote(s->chaos.config)) wait_for_config(faults);
     panel.faults = faults;
     s->proxy.listening = on_listening;
     s->proxy.user = &panel;
@@ -612,8 +644,7 @@ int main(int argc, char **argv) {
     static settings s;
     read_settings(&s, argc, argv);
     if (s.help) return print_help();
-    if (s.version)
-        return printf("chaos-proxy %s\nconfig sources: inline env file (ssm, appconfig: not in this version)\n", chaos_version()) < 0;
+    if (s.version) return printf("chaos-proxy %s\nconfig sources: %s\n", chaos_version(), chaos_sources()) < 0;
     if (s.health) return health(s.health);
     return s.check ? check(&s) : run(&s);
 }

@@ -6,6 +6,12 @@
 #define CALLS_NEED(condition) \
     if (!(condition)) return __LINE__
 
+#ifdef CHAOS_NO_SSM
+#define CALLS_SSM CHAOS_ERR_COMPILED_OUT
+#else
+#define CALLS_SSM CHAOS_ERR_ARGUMENT
+#endif
+
 static int calls_config(void) {
     static const char good[] = "{ \"enabled\": true, \"errorRate\": 100, \"errorStatus\": 503 }";
     static chaos_config config;
@@ -48,6 +54,7 @@ static int calls_handle(void) {
     CALLS_NEED(chaos_verdict_retry_after(c, &verdict) == -1 && chaos_wake_fd(c) == -1);
     CALLS_NEED(chaos_refresh(c, &error) == CHAOS_ERR_COMPILED_OUT);
     CALLS_NEED(chaos_proxy_run(c, NULL, &error) == CHAOS_ERR_COMPILED_OUT);
+    CALLS_NEED(chaos_ssm_get(NULL, body, sizeof body, NULL, &error) == CHAOS_ERR_COMPILED_OUT);
     CALLS_NEED(chaos_metrics(c, body, sizeof body) == 0 && body[0] == 0);
     CALLS_NEED(!chaos_get_config(c, NULL));
     chaos_stats(c, &report);
@@ -97,6 +104,13 @@ static int calls_handle(void) {
         CALLS_NEED(chaos_proxy_run(c, &proxy, &error) == CHAOS_OK);
     }
 #endif
+    {
+        chaos_ssm_desc parameter = {"", NULL, NULL, NULL, 0}; /* no name */
+        chaos_ssm_value value;
+        CALLS_NEED(chaos_ssm_get(&parameter, body, sizeof body, &value, &error) == CALLS_SSM && error.text[0]);
+        CALLS_NEED(chaos_ssm_put(&parameter, "{}", 2, &value, &error) == CALLS_SSM);
+        CALLS_NEED(chaos_ssm_list(NULL, body, sizeof body, &value, NULL) == CALLS_SSM);
+    }
     (void)chaos_wake_fd(c); /* -1 where there is none */
     chaos_off(c);
     verdict = chaos_decide(c, &request);

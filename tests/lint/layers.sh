@@ -8,7 +8,7 @@ function forbid(list, what) { deny[list] = deny[list] "" (deny[list] ? "|" : "")
 
 BEGIN {
     order["public"] = " features version options result config verdict handle proxy lambda ssm"
-    order["implementation"] = " platform base json config judge source cache http net telemetry decide proxy public"
+    order["implementation"] = " platform base json config judge source cache http net telemetry decide client proxy ssm public"
 
     alloc = "(malloc|calloc|realloc|free|alloc|chaosi_alloc[a-z_]*|chaosi_free[a-z_]*)[ ]*\\("
     files = "(fopen|fclose|fread|fwrite|fprintf|fputs|fflush|printf|puts|perror|open|openat|read|write|pread|pwrite|stat|fstat|unlink|pipe|pipe2|getenv|posix_spawn)[ ]*\\("
@@ -29,6 +29,8 @@ BEGIN {
     forbid("net", "chaosi_http_[a-z_]+|chaosi_head|chaos_config_[a-z_]+|chaosi_config_[a-z_]+|chaosi_judge[a-z_]*")
     forbid("telemetry", sockets)
     forbid("decide", sockets); forbid("decide", files); forbid("decide", json); forbid("decide", alloc)
+    forbid("client", alloc); forbid("client", json); forbid("client", "chaos_config_[a-z_]+|chaosi_judge[a-z_]*")
+    forbid("ssm", sockets); forbid("ssm", "chaos_config_[a-z_]+|chaosi_judge[a-z_]*|chaosi_proxy[a-z_]*|chaosi_worker[a-z_]*")
     forbid("public", sockets)
 }
 

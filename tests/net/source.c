@@ -352,6 +352,9 @@ static void *some_alloc(void *user, size_t size) {
 
 static void case_what_cannot_be_a_source_is_refused(void) {
     static const char *const unknown[] = {"http://a/b", "chaos.json", "File:a", "enabled", " ", "/etc/chaos.json"};
+    static const char *const remote[] = {
+        "ssm:",          "ssm:?region=us-east-1", "ssm:/a?zone=b",  "ssm:/a?region=", "ssm:/a?",          "appconfig:",
+        "appconfig:a/b", "appconfig:/b/c",        "appconfig:a//c", "appconfig:a/b/", "appconfig:a/b/c/d"};
     chaos_desc d = quiet_desc();
     size_t i;
     for (i = 0; i < sizeof unknown / sizeof *unknown; i++) {
@@ -362,10 +365,10 @@ static void case_what_cannot_be_a_source_is_refused(void) {
     check_refused(d, CHAOS_ERR_ARGUMENT, "file:");
     d.config = "env:";
     check_refused(d, CHAOS_ERR_ARGUMENT, "env:");
-    d.config = "ssm:/a/b";
-    check_refused(d, CHAOS_ERR_UNSUPPORTED, "ssm:");
-    d.config = "appconfig:a/b/c";
-    check_refused(d, CHAOS_ERR_UNSUPPORTED, "appconfig:");
+    for (i = 0; i < sizeof remote / sizeof *remote; i++) {
+        d.config = remote[i];
+        check_refused(d, CHAOS_ERR_ARGUMENT, i < 5 ? "ssm:" : "appconfig:");
+    }
     d = quiet_desc();
     d.ttl_ms = 9;
     check_refused(d, CHAOS_ERR_RANGE, "ttl_ms 10");

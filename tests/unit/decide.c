@@ -312,8 +312,8 @@ static void case_bad_desc(void) {
         const char *config;
         chaos_result code;
     } sources[] = {
-        {"chaos.json", CHAOS_ERR_ARGUMENT}, {"http://x/", CHAOS_ERR_ARGUMENT},   {"file:", CHAOS_ERR_ARGUMENT},
-        {"env:", CHAOS_ERR_ARGUMENT},       {"ssm:/a/b", CHAOS_ERR_UNSUPPORTED}, {"appconfig:a/b/c", CHAOS_ERR_UNSUPPORTED},
+        {"chaos.json", CHAOS_ERR_ARGUMENT}, {"http://x/", CHAOS_ERR_ARGUMENT}, {"file:", CHAOS_ERR_ARGUMENT},
+        {"env:", CHAOS_ERR_ARGUMENT},       {"ssm:/a?b", CHAOS_ERR_ARGUMENT},  {"appconfig:a/b", CHAOS_ERR_ARGUMENT},
         {"yes", CHAOS_ERR_ARGUMENT},
     };
     static const int ttls[] = {-1, 9, 86400001}, stales[] = {-2};
