@@ -20,7 +20,7 @@ curl_flags := -DCHAOS_WITH_CURL $(shell pkg-config --cflags libcurl)
 curl_libs := $(shell pkg-config --libs libcurl)
 endif
 
-programs := $(build)/chaos-proxy $(build)/chaos-ssm $(build)/chaos-upstream $(build)/chaos-middleware
+programs := $(build)/chaos-proxy $(build)/chaos-ssm $(build)/chaos-upstream $(build)/chaos-middleware $(build)/chaos-lambda $(build)/chaos-layer
 tests := $(patsubst tests/%.c,%,$(wildcard tests/unit/*.c tests/net/*.c tests/regress/*.c))
 fuzzers := $(filter-out standalone,$(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/*.c)))
 # Not tests: what they share, and the comparison with nginx and HAProxy, which is for CI.
@@ -91,8 +91,31 @@ $(build)/static/chaos-%: examples/%.c chaos.h Makefile
 	@mkdir -p $(@D)
 	$(static_cc) $(flags) -static -o $@ $< $(link)
 
-lambda layer:
-	@echo "$@: not in this version of chaos.h"; exit 1
+# For AWS Lambda: small static programs and their zips, one for each architecture. Debian's musl for x86-64 (musl-tools), its
+# cross compiler for arm64 (gcc-aarch64-linux-gnu), where there is no musl.
+small := -Os -DNDEBUG -DCHAOS_NO_PROXY -fno-asynchronous-unwind-tables -ffunction-sections -fdata-sections \
+    -static -s -Wl,--gc-sections -Wl,--build-id=none -Wl,-z,noseparate-code
+cc_x86_64 = $(shell command -v musl-gcc || command -v x86_64-linux-musl-gcc)
+cc_arm64 = $(shell command -v aarch64-linux-musl-gcc || command -v aarch64-linux-gnu-gcc)
+
+lambda: $(build)/lambda/chaos-example-x86_64.zip $(build)/lambda/chaos-example-arm64.zip
+layer: $(build)/layer/chaos-layer-x86_64.zip $(build)/layer/chaos-layer-arm64.zip
+
+# $(1) target, $(2) program in the zip, $(3) source, $(4) architecture, $(5) package to install, $(6) zip
+define static_for_lambda
+$(build)/$(1)/$(4)/$(2): examples/$(3).c chaos.h Makefile
+	@mkdir -p $$(@D)
+	@if [ -z "$$(cc_$(4))" ]; then echo "make $(1): no compiler for $(4): install $(5)" >&2; exit 1; fi
+	$$(cc_$(4)) -std=c99 $(warnings) $(small) -pthread $$(CPPFLAGS) -o $$@ $$<
+$(build)/$(1)/$(6)-$(4).zip: $(build)/$(1)/$(4)/$(2)
+	@if ! command -v zip >/dev/null; then echo "make $(1): install zip" >&2; exit 1; fi
+	@rm -f $$@
+	cd $$(<D) && chmod 755 $(2) && zip -q -X ../$(6)-$(4).zip $(2)
+endef
+$(eval $(call static_for_lambda,lambda,bootstrap,lambda,x86_64,musl-tools,chaos-example))
+$(eval $(call static_for_lambda,lambda,bootstrap,lambda,arm64,gcc-aarch64-linux-gnu libc6-dev-arm64-cross,chaos-example))
+$(eval $(call static_for_lambda,layer,chaos-layer,layer,x86_64,musl-tools,chaos-layer))
+$(eval $(call static_for_lambda,layer,chaos-layer,layer,arm64,gcc-aarch64-linux-gnu libc6-dev-arm64-cross,chaos-layer))
 
 install: $(build)/chaos-proxy $(build)/chaos-ssm
 	mkdir -p $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/pkgconfig
@@ -118,7 +141,7 @@ help:
 	@echo "make fuzz         every fuzz target for FUZZ_SECONDS=$(FUZZ_SECONDS)"
 	@echo "make lint         the rules of the source: sections, symbols, macros, options, README"
 	@echo "make static       static programs in build/static"
-	@echo "make lambda       not in this version; also: layer"
+	@echo "make lambda       build/lambda: a function in C for AWS Lambda, static, zipped; also: layer, for any runtime"
 	@echo "make install      chaos.h, chaos-proxy, chaos-ssm and chaos.pc under PREFIX=$(PREFIX); also: uninstall; DESTDIR works"
 	@echo "make clean        remove build/"
 

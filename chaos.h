@@ -68,7 +68,7 @@
 /* ==== >>options =============================================================================================== */
 /* Set these before the include, the same in every file (struct layouts never depend on them):
    CHAOS_STATIC       everything static to the including file          CHAOS_NO_PROXY    no chaos_proxy_run
-   CHAOS_NO_LAMBDA    no chaos_lambda_run (not in this version)         CHAOS_NO_SSM      no ssm: and appconfig: sources
+   CHAOS_NO_LAMBDA    no chaos_lambda_run                               CHAOS_NO_SSM      no ssm: and appconfig: sources
    CHAOS_NO_NET       implies the three above, no sockets at all        CHAOS_NO_THREADS  no refresher thread, no proxy
    CHAOS_WITH_CURL    ssm: through libcurl, 7.86 or newer (-lcurl)      CHAOS_COMPILE_OUT typed no-ops for all calls on a handle */
 #if (defined(CHAOS_NO_NET) || defined(CHAOS_NO_THREADS)) && !defined(CHAOS_NO_PROXY)
@@ -76,6 +76,9 @@
 #endif
 #if defined(CHAOS_NO_NET) && !defined(CHAOS_NO_SSM)
 #define CHAOS_NO_SSM
+#endif
+#if defined(CHAOS_NO_NET) && !defined(CHAOS_NO_LAMBDA)
+#define CHAOS_NO_LAMBDA
 #endif
 
 #ifdef CHAOS_STATIC
@@ -195,6 +198,7 @@ typedef struct chaos_config {
     bool default_exclude; /* "exclude" not given: the built-in list applies */
     unsigned char canary; /* percent 0..100 */
     unsigned char rule_count;
+    unsigned char events; /* Lambda: which sources may be failed; bits in the order http, direct, async, sqs, stream */
     unsigned short item_count, text_len;
     unsigned max_faults, max_concurrent; /* 0 = no limit */
     long long expires_ms;                /* Unix epoch; 0 = not given (lease), -1 = "never" */
@@ -227,6 +231,8 @@ typedef struct chaos_request {
     size_t key_len;
     const char *(*header)(void *user, const char *name, size_t *len); /* value of a header, or NULL; name is lower case */
     void *user;
+    const char *id;          /* a request id for the log line of its fault, NULL = none */
+    unsigned delay_limit_us; /* a longer delay is cut to this (and counted as skipped), 0 = no limit */
 } chaos_request;
 
 /* The decision on one request: plain data, 32 bytes. All zero = pass, untouched. */
@@ -402,7 +408,57 @@ CHAOS_POINT(chaos_result, chaos_proxy_run, (chaos * c, const chaos_proxy_desc *d
    run ends that run at once. Async-signal-safe. Any thread. */
 CHAOS_POINT(void, chaos_proxy_stop, (chaos * c), (void)c)
 
-/* ==== >>lambda ==== chaos_lambda_run: not in this version ===================================================== */
+/* ==== >>lambda ================================================================================================ */
+/* One invocation. Strings are NUL-terminated, "" = not there; all of it is valid until the handler returns. */
+typedef struct chaos_lambda_event {
+    const char *body; /* the event as it came, usually JSON */
+    size_t len;
+    long long deadline_ms; /* Unix epoch, 0 = not known */
+    const char *request_id, *trace_id, *function_arn, *client_context, *cognito_identity, *content_type;
+} chaos_lambda_event;
+
+typedef struct chaos_lambda_reply chaos_lambda_reply;
+/* Answers by chaos_lambda_write; not 0 = the invocation failed. */
+typedef int (*chaos_lambda_handler)(void *user, const chaos_lambda_event *event, chaos_lambda_reply *reply);
+
+/* All zero = defaults. */
+typedef struct chaos_lambda_desc {
+    const char *api;                 /* ADDR:PORT, numeric; NULL = $AWS_LAMBDA_RUNTIME_API */
+    int loops;                       /* in parallel; 0 = $AWS_LAMBDA_MAX_CONCURRENCY, else 1; at most 64 */
+    const char *(*init)(void *user); /* before the first event; says why it failed, NULL = it did not */
+} chaos_lambda_desc;
+
+/* Runs a function as a custom runtime (provided.al2023): takes events, injects, calls the handler 0 or 1 times for each, posts
+   its reply. Returns when the Runtime API is lost, refuses, or answers 500. The handle is opened with no_thread: the config is
+   read inside invocations, when its TTL is over, within 250 ms. With one loop _X_AMZN_TRACE_ID is set for each event. */
+CHAOS_POINT(chaos_result, chaos_lambda_run,
+            (chaos * c, chaos_lambda_handler fn, void *user, const chaos_lambda_desc *desc, chaos_error *err), (void)c;
+            (void)fn; (void)user; (void)desc; (void)err; return CHAOS_ERR_COMPILED_OUT)
+/* For the handler, on its thread. Appends to the reply, at most 6 MiB and 100 bytes; in a stream it is sent at once. */
+CHAOS_POINT(chaos_result, chaos_lambda_write, (chaos_lambda_reply * reply, const void *data, size_t len), (void)reply; (void)data;
+            (void)len; return CHAOS_ERR_COMPILED_OUT)
+/* For the handler, before it writes: the reply is streamed. type NULL = application/octet-stream; prelude: {"statusCode":..,
+   "headers":{..},"cookies":[..]} of an HTTP reply, NULL = none. */
+CHAOS_POINT(chaos_result, chaos_lambda_stream, (chaos_lambda_reply * reply, const char *type, const char *prelude), (void)reply; (void)type;
+            (void)prelude; return CHAOS_ERR_COMPILED_OUT)
+/* For the handler: the invocation fails with this type ("Function.Word") and message; in a stream, in its trailers. */
+CHAOS_POINT(void, chaos_lambda_fail, (chaos_lambda_reply * reply, const char *type, const char *message), (void)reply; (void)type;
+            (void)message)
+
+/* What happens to an invocation, for runtimes of one's own and for the layer. */
+typedef struct chaos_lambda_action {
+    chaos_verdict verdict; /* give it to chaos_done when the invocation is over */
+    bool run;              /* the handler runs */
+    bool replaced;         /* what is in buf is posted in the place of its reply: */
+    bool failed;           /* to /error with type Function.ChaosInjected, else to /response */
+    size_t len;
+} chaos_lambda_action;
+
+/* Refreshes the config when that is due, decides, waits the delay (at most to 500 ms before the deadline), writes an injected
+   reply in the shape the event's source expects into buf (8,192 bytes are enough). Any thread. */
+CHAOS_POINT(chaos_lambda_action, chaos_lambda_decide, (chaos * c, const chaos_lambda_event *event, char *buf, size_t cap),
+            chaos_lambda_action a = {{0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, true, false, false, 0};
+            (void)c; (void)event; (void)buf; (void)cap; return a)
 /* ==== >>ssm =================================================================================================== */
 /* A parameter of AWS SSM Parameter Store. All zero but for the name = what the environment says. */
 typedef struct chaos_ssm_desc {
@@ -481,6 +537,7 @@ CHAOS_POINT(chaos_result, chaos_ssm_list, (const chaos_ssm_desc *d, char *buf, s
 #endif
 
 #ifndef CHAOS_NO_NET
+#include <arpa/inet.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -968,7 +1025,7 @@ CHAOSI_FN void chaosi_put_json(chaosi_out *o, chaosi_span s) {
 enum { CHAOSI_HEAD = 1, CHAOSI_REST = 2, CHAOSI_TOP = 3, CHAOSI_NAME = 4, CHAOSI_OWN = 8, CHAOSI_FAULT = 16, CHAOSI_RULE = 28 };
 enum { CHAOSI_MATCH = 32, CHAOSI_LATENCY = 64 };
 
-/* One table gives the defaults, reads and writes. kind: b bool, n number, w word, s string, l list of strings or object of
+/* One table gives the defaults, reads and writes. kind: b bool, n number, w word, W list of words (bits), s string, l list of strings or object of
    headers, e expiry, d latency, m match, r rules, - nothing enforces it yet. */
 typedef struct chaosi_key {
     const char *name;
@@ -1007,6 +1064,7 @@ static const chaosi_key chaosi_keys[] = {
     {"match", 'm', "{", "an object with methods, paths or headers", "methods, paths and headers", 0, 0, 0,
      CHAOSI_BOTH(CHAOSI_REST | CHAOSI_OWN, match)},
     {"exclude", CHAOSI_LIST('P'), CHAOSI_AT(CHAOSI_REST, exclude)},
+    {"events", 'W', "[", "a list of strings", "http, direct, async, sqs or stream", 0, 4, 3, CHAOSI_AT(CHAOSI_REST, events)},
     {"canary", CHAOSI_NUMBER, 0, 100, 100, CHAOSI_AT(CHAOSI_REST, canary)},
     {"instances", CHAOSI_LIST('G'), CHAOSI_AT(CHAOSI_REST, instances)},
     {"expiresAt", 'e', "0\"", "an RFC 3339 time, epoch seconds or \"never\"", NULL, LLONG_MIN / 2, LLONG_MAX / 2, 0,
@@ -1028,11 +1086,10 @@ static const chaosi_key chaosi_keys[] = {
     {"p99", 'n', "0", CHAOSI_OF_LATENCY, 4 * sizeof(unsigned), 0},
     {"max", 'n', "0", CHAOSI_OF_LATENCY, 5 * sizeof(unsigned), 0},
     {"rules", 'r', "[", "a list of objects", NULL, 0, 0, 0, CHAOSI_AT(CHAOSI_REST, rules)},
-    {"events", '-', "", "", NULL, 0, 0, 0, CHAOSI_REST, 0, 0, 0},
     {"guard", '-', "", "", NULL, 0, 0, 0, CHAOSI_REST, 0, 0, 0},
 };
 #define CHAOSI_KEYS_END (chaosi_keys + sizeof chaosi_keys / sizeof chaosi_keys[0])
-#define CHAOSI_RULES    (CHAOSI_KEYS_END - 3)
+#define CHAOSI_RULES    (CHAOSI_KEYS_END - 2)
 
 /* The keys of each chaos_latency: bit i = the i-th of min mean p50 p95 p99 max. */
 static const unsigned chaosi_latency_keys[] = {0, 0x21, 0x22, 0x3c};
@@ -1088,7 +1145,7 @@ CHAOSI_FN void chaosi_config_default(chaos_config *cfg) {
     memset(cfg, 0, sizeof *cfg);
     cfg->default_exclude = true;
     for (k = chaosi_keys; k < CHAOSI_KEYS_END; k++)
-        if (k->where & CHAOSI_TOP && (k->kind == 'n' || k->kind == 'w')) chaosi_set(k, (char *)cfg + k->at, k->def);
+        if (k->where & CHAOSI_TOP && strchr("nwW", k->kind)) chaosi_set(k, (char *)cfg + k->at, k->def);
 }
 
 /* Edits (insert, delete, replace; case does not count) from a to b; exact up to `limit`. */
@@ -1295,11 +1352,19 @@ CHAOSI_FN bool chaosi_rule_name(chaosi_parse *p, chaos_text name) {
     return true;
 }
 
+/* The last token as one of the key's words. */
+CHAOSI_FN bool chaosi_which_word(chaosi_parse *p, long long *v) {
+    const chaosi_key *k = p->key;
+    char word[16];
+    size_t n = chaosi_json_decode(&p->j, word, sizeof word);
+    for (*v = k->lo; *v <= k->hi && !chaosi_same(chaosi_of(word, n), chaosi_word(k->words, *v - k->lo)); ++*v) {}
+    return *v <= k->hi || chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" must be %s", k->name, k->words);
+}
+
 CHAOSI_FN bool chaosi_value(chaosi_parse *p, const chaosi_key *k, void *at) {
     chaos_text *text = (chaos_text *)at;
-    char word[16], t;
-    long long v = 0;
-    size_t n;
+    long long v = 0, bits;
+    char t;
     p->key = k;
     if (k->kind == 'r') {
         p->rules = p->j;
@@ -1315,9 +1380,13 @@ CHAOSI_FN bool chaosi_value(chaosi_parse *p, const chaosi_key *k, void *at) {
     case 'l': return chaosi_list(p, (chaos_list *)at);
     case 'b': v = t == 't'; break;
     case 'w':
-        n = chaosi_json_decode(&p->j, word, sizeof word);
-        for (v = k->lo; v <= k->hi && !chaosi_same(chaosi_of(word, n), chaosi_word(k->words, v - k->lo)); v++) {}
-        if (v > k->hi) return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" must be %s", k->name, k->words);
+        if (!chaosi_which_word(p, &v)) return false;
+        break;
+    case 'W':
+        for (bits = 0; (t = chaosi_expect(p, "\"]")) == '"'; bits |= 1ll << v)
+            if (!chaosi_which_word(p, &v)) return false;
+        if (!t) return false;
+        v = bits;
         break;
     default:
         if (!chaosi_int(p, &v)) return false;
@@ -1412,7 +1481,7 @@ CHAOSI_FN bool chaosi_is_default(const chaos_config *cfg, const chaosi_key *k, c
 CHAOSI_FN void chaosi_put_keys(chaosi_out *o, const chaos_config *cfg, int where, const void *in);
 
 CHAOSI_FN void chaosi_put_value(chaosi_out *o, const chaos_config *cfg, const chaosi_key *k, const void *at) {
-    long long v = strchr("bnwe", k->kind) ? chaosi_get(k, at) : 0;
+    long long v = strchr("bnwWe", k->kind) ? chaosi_get(k, at) : 0;
     const chaos_list *list = (const chaos_list *)at;
     const chaos_fault *f = (const chaos_fault *)at;
     unsigned ms[6], n = 0;
@@ -1422,6 +1491,15 @@ CHAOSI_FN void chaosi_put_value(chaosi_out *o, const chaos_config *cfg, const ch
     switch (k->kind) {
     case 'b': chaosi_puts(o, v ? "true" : "false"); return;
     case 'w': chaosi_put_json(o, chaosi_word(k->words, v - k->lo)); return;
+    case 'W':
+        chaosi_puts(o, "[");
+        for (i = 0; i <= (int)k->hi; i++) {
+            if (!(v >> i & 1)) continue;
+            if (o->last != '[') chaosi_puts(o, ",");
+            chaosi_put_json(o, chaosi_word(k->words, i));
+        }
+        chaosi_puts(o, "]");
+        return;
     case 'e': chaosi_put_json(o, chaosi_str(v < 0 ? "never" : chaosi_rfc3339(when, v, false))); return;
     case 's': chaosi_put_json(o, chaosi_text_of(cfg, *(const chaos_text *)at)); return;
     case 'l':
@@ -1806,8 +1884,8 @@ typedef struct chaosi_hot {
     chaosi_u32 version, serial; /* serial: counts configs, for the budgets */
     chaosi_u32 max_faults, max_concurrent;
     chaosi_u8 simple; /* no match, rules or own exclude list: `fault` is all there is */
-    chaosi_u8 dry_run;
-    chaosi_u8 unused[2];
+    chaosi_u8 dry_run, events;
+    chaosi_u8 unused;
 } chaosi_hot;
 
 #define CHAOSI_HOT_WORDS (sizeof(chaosi_hot) / sizeof(chaosi_u64))
@@ -1860,7 +1938,8 @@ struct chaos {
     chaos_result (*remote)(chaos *c, char *buf, size_t cap, chaos_fetched *out, chaos_error *err); /* ssm:, appconfig: */
     const char *way; /* that it took, under fetch_lock; NULL = none yet */
     void *keys;      /* credentials that it keeps, NULL = it keeps none */
-    bool fallback_told;
+    bool fallback_told, emf;
+    int fetch_ms; /* how long it may take, 0 = as it likes */
     char instance[128], service[128];
     chaosi_u64 seed;
     chaosi_loaded loaded;
@@ -2171,6 +2250,7 @@ CHAOSI_FN bool chaosi_take_bytes(chaos *c, const chaos_fetched *got, chaos_error
     hot->max_faults = cfg->max_faults;
     hot->max_concurrent = cfg->max_concurrent;
     hot->dry_run = cfg->dry_run;
+    hot->events = cfg->events;
     hot->simple =
         !cfg->rule_count && cfg->default_exclude && !(cfg->match.methods.count | cfg->match.paths.count | cfg->match.headers.count);
     chaosi_set_end(c, cfg, got);
@@ -2854,6 +2934,22 @@ CHAOSI_FN int chaosi_resolve(const char *host, const char *port, chaosi_address 
     return n;
 }
 
+/* The same for an address in numbers, or localhost, without a resolver: static programs stay small. */
+CHAOSI_FN bool chaosi_numeric(const char *host, const char *port, chaosi_address *out) {
+    struct sockaddr_in v4;
+    struct sockaddr_in6 v6;
+    memset(&v4, 0, sizeof v4);
+    memset(&v6, 0, sizeof v6);
+    v4.sin_family = AF_INET;
+    v6.sin6_family = AF_INET6;
+    v4.sin_port = v6.sin6_port = htons((chaosi_u16)atoi(port));
+    out->len = 0;
+    if (inet_pton(AF_INET, strcmp(host, "localhost") == 0 ? "127.0.0.1" : host, &v4.sin_addr) == 1)
+        memcpy(&out->addr, &v4, out->len = sizeof v4);
+    else if (inet_pton(AF_INET6, host, &v6.sin6_addr) == 1) memcpy(&out->addr, &v6, out->len = sizeof v6);
+    return out->len > 0;
+}
+
 /* "ADDR:PORT" or "[V6]:PORT"; without the port when bare. */
 CHAOSI_FN void chaosi_name_address(const struct sockaddr_storage *addr, socklen_t len, bool bare, char *out, size_t cap) {
     char host[128], port[16];
@@ -3044,7 +3140,7 @@ CHAOSI_FN bool chaosi_may_log(chaos *c, chaosi_u64 mono) {
     return CHAOSI_LOAD(&c->log_in_second) < most && CHAOSI_ADD(&c->log_in_second, 1u) < most;
 }
 
-CHAOSI_FN void chaosi_log_fault(chaos *c, const chaos_verdict *v, const char *rule, const char *action) {
+CHAOSI_FN void chaosi_log_fault(chaos *c, const chaos_verdict *v, const char *rule, const char *action, const char *id) {
     char buf[CHAOSI_LINE_MAX];
     chaosi_out o = chaosi_line(c, buf, "info", action);
     chaosi_put_str(&o, "fault", chaos_kind_text(v->kind));
@@ -3053,7 +3149,25 @@ CHAOSI_FN void chaosi_log_fault(chaos *c, const chaos_verdict *v, const char *ru
     chaosi_put_str(&o, "rule", rule);
     chaosi_put_number(&o, "roll", v->roll);
     chaosi_put_number(&o, "config_version", v->version);
+    if (id && *id) chaosi_put_str(&o, "request_id", id);
     chaosi_emit(c, &o);
+}
+
+/* CHAOS_EMF=1: one line a fault on stdout, which CloudWatch makes metrics of (its Embedded Metric Format). */
+CHAOSI_FN void chaosi_put_emf(chaos *c, const chaos_verdict *v, const char *id) {
+    char buf[CHAOSI_LINE_MAX];
+    chaosi_out o = chaosi_into(buf, sizeof buf);
+    chaosi_puts(&o, "{\"_aws\":{\"Timestamp\":");
+    chaosi_put_int(&o, (long long)(chaosi_now(c, true) / CHAOSI_MS));
+    chaosi_puts(&o, ",\"CloudWatchMetrics\":[{\"Namespace\":\"Chaos\",\"Dimensions\":[[\"Service\",\"Fault\"]],\"Metrics\":["
+                    "{\"Name\":\"InjectedCount\",\"Unit\":\"Count\"},{\"Name\":\"InjectedDelay\",\"Unit\":\"Milliseconds\"}]}]}");
+    chaosi_put_str(&o, "Service", c->service[0] ? c->service : "unknown");
+    chaosi_put_str(&o, "Fault", chaos_kind_text(v->kind));
+    chaosi_put_number(&o, "InjectedCount", 1);
+    chaosi_put_number(&o, "InjectedDelay", v->delay_us / 1000);
+    if (id && *id) chaosi_put_str(&o, "requestId", id);
+    chaosi_puts(&o, "}\n");
+    if (o.len >= o.cap || !chaosi_write_quietly(1, buf, o.len)) chaosi_count(c, CHAOSI_WORD(log_dropped), 1);
 }
 
 /* Faults injected or left out in a dry run. */
@@ -3279,14 +3393,14 @@ CHAOSI_FN bool chaosi_within_budget(chaos *c, const chaosi_hot *hot, chaos_verdi
 }
 
 /* A fault was rolled: may it happen, and who hears of it? Leaves v as it is to be carried out. */
-CHAOSI_FN void chaosi_settle_fault(chaos *c, const chaosi_hot *hot, chaos_verdict *v, chaosi_u64 mono, const char *rule) {
+CHAOSI_FN void chaosi_settle_fault(chaos *c, const chaosi_hot *hot, chaos_verdict *v, chaosi_u64 mono, const char *rule, const char *id) {
     chaosi_u32 needs = 1u << v->kind | (v->bandwidth ? 1u << CHAOS_PACE : 0u);
     size_t word = CHAOSI_WORD(injected) + v->kind;
     bool inject = false;
     if (CHAOSI_UNLIKELY((CHAOSI_LOAD(&c->modes) & needs) != needs)) {
         word = CHAOSI_WORD(unsupported);
         if (CHAOSI_SWAP(&c->unsupported_told, hot->serial + 1u) != hot->serial + 1u && !c->desc.quiet)
-            chaosi_log_fault(c, v, rule, "unsupported");
+            chaosi_log_fault(c, v, rule, "unsupported", id);
     } else if (!hot->dry_run && !chaosi_within_budget(c, hot, v)) {
         word = CHAOSI_WORD(over_budget);
     } else {
@@ -3294,8 +3408,9 @@ CHAOSI_FN void chaosi_settle_fault(chaos *c, const chaosi_hot *hot, chaos_verdic
         if (!inject) word = CHAOSI_WORD(would_inject);
         if (chaosi_may_log(c, mono)) {
             CHAOSI_ADD(&c->log_faults, 1u); /* before the fault is counted: the difference is what a summary tells */
-            chaosi_log_fault(c, v, rule, inject ? "inject" : "dryrun");
+            chaosi_log_fault(c, v, rule, inject ? "inject" : "dryrun", id);
         }
+        if (CHAOSI_UNLIKELY(c->emf) && inject) chaosi_put_emf(c, v, id);
         if (CHAOSI_UNLIKELY(c->desc.event != NULL))
             chaosi_event(c, CHAOS_EVENT_FAULT, inject ? CHAOS_STATE_ON : CHAOS_STATE_DRY_RUN, "", v);
     }
@@ -3339,8 +3454,12 @@ CHAOSI_FN void chaosi_decide(chaos *c, const chaos_request *req, chaos_verdict *
     key = req && req->key ? chaosi_hash(chaosi_given(req->key, req->key_len)) : chaosi_mix(c->instance_hash + key);
     excluded = hot.simple ? chaosi_judge_simple(&hot, req, key, v) : chaosi_judge_slot(c, &hot, req, key, v, rule);
     v->version = hot.version;
+    if (req && req->delay_limit_us && v->delay_us > req->delay_limit_us) {
+        v->delay_us = req->delay_limit_us;
+        chaosi_count(c, CHAOSI_WORD(skipped), 1);
+    }
     if (excluded) chaosi_count(c, CHAOSI_WORD(excluded), 1);
-    else if (v->kind) chaosi_settle_fault(c, &hot, v, mono, rule);
+    else if (v->kind) chaosi_settle_fault(c, &hot, v, mono, rule, req ? req->id : NULL);
 }
 
 /* Sleeps until the deadline (monotonic ns) while chaos is on. fd2 (-1 = none): return early when it is readable, too. */
@@ -3459,7 +3578,7 @@ CHAOSI_FN chaos_result chaosi_http_call(chaosi_got *a, const char *method, const
     chaosi_puts(&o, fields);
     chaosi_puts(&o, "\r\n");
     if (o.len >= o.cap) return chaosi_fail(err, CHAOS_ERR_TOO_LARGE, "the request to %.100s is too large", url);
-    if (!chaosi_resolve(host, port, &address, 1, err)) return err->code;
+    if (!chaosi_numeric(host, port, &address)) return chaosi_fail(err, CHAOS_ERR_ADDRESS, "%.100s: the host must be an address", url);
     fd = chaosi_socket(&address);
     if (fd < 0) return chaosi_fail(err, CHAOS_ERR_SYSTEM, "socket: %s", strerror(errno));
     failed = chaosi_connect(fd, &address, deadline);
@@ -4852,6 +4971,602 @@ CHAOSI_FN chaos_result chaosi_proxy_run(chaos *c, const chaos_proxy_desc *d, cha
 }
 #endif /* CHAOS_NO_PROXY */
 
+#ifndef CHAOS_NO_LAMBDA
+/* ==== >>lambda ================================================================================================ */
+/* Faults on Lambda invocations, and a custom runtime over the Runtime API (2018-06-01): straight-line loops, own sockets. */
+#define CHAOSI_EVENT_MAX     (6291556 + 65536) /* 6 MiB and 100 bytes, and a head */
+#define CHAOSI_REPLY_MAX     6291556
+#define CHAOSI_REFRESH_MS    250   /* for a fetch inside an invocation */
+#define CHAOSI_MARGIN_MS     500   /* left of the deadline after a delay */
+#define CHAOSI_POST_MS       60000 /* for an answer of the Runtime API */
+#define CHAOSI_INJECTED_TYPE "Function.ChaosInjected"
+
+/* What kind of event it is, and which bit of `events` lets it be failed. */
+typedef enum chaosi_shape {
+    CHAOSI_EV_DIRECT,
+    CHAOSI_EV_REST,
+    CHAOSI_EV_HTTP2,
+    CHAOSI_EV_SOCKET,
+    CHAOSI_EV_ALB,
+    CHAOSI_EV_ALB_MULTI,
+    CHAOSI_EV_SQS,
+    CHAOSI_EV_ASYNC,
+    CHAOSI_EV_STREAM,
+    CHAOSI_EV_SPARED
+} chaosi_shape;
+static const unsigned chaosi_shape_bit[] = {1u << 1, 1, 1, 1, 1, 1, 1u << 3, 1u << 2, 1u << 4, 0};
+
+/* The members of an event that tell, found in one pass. */
+#define CHAOSI_MEMBERS(X)                                                                                                           \
+    X(CONTEXT, "requestContext")                                                                                                    \
+    X(VERSION, "version")                                                                                                           \
+    X(METHOD, "httpMethod")                                                                                                         \
+    X(RAW_PATH, "rawPath")                                                                                                          \
+    X(PATH, "path") X(HEADERS, "headers") X(MULTI_HEADERS, "multiValueHeaders") X(RECORDS, "Records") X(DETAIL_TYPE, "detail-type") \
+        X(SOURCE, "eventSource") X(METHOD_ARN, "methodArn") X(ROUTE_ARN, "routeArn") X(RESPONSE_URL, "ResponseURL")                 \
+            X(PIPELINE, "CodePipeline.job") X(HOOK, "LifecycleEventHookExecutionId") X(TRIGGER, "triggerSource")                    \
+                X(DELIVERY, "deliveryStreamArn")
+#define CHAOSI_MEMBER_ID(id, name)   CHAOSI_M_##id,
+#define CHAOSI_MEMBER_NAME(id, name) name,
+enum { CHAOSI_MEMBERS(CHAOSI_MEMBER_ID) CHAOSI_M_COUNT };
+static const char *const chaosi_members[] = {CHAOSI_MEMBERS(CHAOSI_MEMBER_NAME)};
+
+typedef struct chaosi_invocation {
+    chaosi_span member[CHAOSI_M_COUNT]; /* JSON of the value; at NULL = not there */
+    chaosi_shape shape;
+    char method[32], path[CHAOSI_PATH_MAX + 64];
+    char value[8192]; /* of the header asked for last */
+} chaosi_invocation;
+
+/* The string that a piece of JSON is, "" = another thing or too long. */
+CHAOSI_FN void chaosi_plain(chaosi_span json, char *to, size_t cap) {
+    chaosi_json j = {json.at, json.len, 0, NULL, 'v', 0, 0, 0, 0};
+    size_t n = json.at && chaosi_json_next(&j) == '"' ? chaosi_json_decode(&j, to, cap - 1) : SIZE_MAX;
+    to[n == SIZE_MAX ? 0 : n] = 0;
+}
+
+/* The JSON at a path of keys in a piece of JSON. */
+CHAOSI_FN chaosi_span chaosi_within(chaosi_span json, const char *path) {
+    chaosi_json j;
+    char t = json.at ? chaosi_json_find(&j, json, path) : '\0';
+    if (!t) return chaosi_of(NULL, 0);
+    return chaosi_of(json.at + j.start - (t == '"'), json.len - j.start + (t == '"')); /* to the end: enough to look into it */
+}
+
+/* False = the event is not a JSON object. */
+CHAOSI_FN bool chaosi_find_members(chaosi_invocation *e, const char *text, size_t len) {
+    chaosi_json j = {text, len, 0, NULL, 'v', 0, 0, 0, 0};
+    char t = chaosi_json_next(&j);
+    if (t != '{') return false;
+    while ((t = chaosi_json_next(&j)) == ':') {
+        chaosi_span name = chaosi_of(text + j.start, j.end - j.start);
+        size_t i = 0, from;
+        while (i < CHAOSI_M_COUNT && !chaosi_same(name, chaosi_str(chaosi_members[i]))) i++;
+        chaosi_json_space(&j);
+        from = j.pos;
+        if (!chaosi_json_skip(&j)) return false;
+        if (i < CHAOSI_M_COUNT) e->member[i] = chaosi_of(text + from, j.pos - from);
+    }
+    return t == '}';
+}
+
+CHAOSI_FN chaosi_shape chaosi_record_shape(const chaosi_invocation *e) {
+    chaosi_span list = e->member[CHAOSI_M_RECORDS], first;
+    const char *brace = list.at ? (const char *)memchr(list.at, '{', list.len) : NULL;
+    char source[64];
+    if (!brace) chaosi_plain(e->member[CHAOSI_M_SOURCE], source, sizeof source); /* Kafka, MQ, DocumentDB */
+    if (!brace) return source[0] || e->member[CHAOSI_M_DELIVERY].at ? CHAOSI_EV_STREAM : CHAOSI_EV_DIRECT;
+    first = chaosi_of(brace, list.len - (size_t)(brace - list.at));
+    if (!chaosi_json_text(first, "eventSource", source, sizeof source)) chaosi_json_text(first, "EventSource", source, sizeof source);
+    if (strcmp(source, "aws:sqs") == 0) return CHAOSI_EV_SQS;
+    return strcmp(source, "aws:kinesis") == 0 || strcmp(source, "aws:dynamodb") == 0 ? CHAOSI_EV_STREAM : CHAOSI_EV_ASYNC;
+}
+
+/* Authorizers, custom resources, pipeline jobs, deployment hooks and Cognito triggers are somebody's control plane. */
+CHAOSI_FN chaosi_shape chaosi_shape_of(const chaosi_invocation *e) {
+    const chaosi_span *m = e->member, context = m[CHAOSI_M_CONTEXT];
+    char version[8];
+    if (m[CHAOSI_M_METHOD_ARN].at || m[CHAOSI_M_ROUTE_ARN].at || m[CHAOSI_M_RESPONSE_URL].at || m[CHAOSI_M_PIPELINE].at ||
+        m[CHAOSI_M_HOOK].at || m[CHAOSI_M_TRIGGER].at)
+        return CHAOSI_EV_SPARED;
+    chaosi_plain(m[CHAOSI_M_VERSION], version, sizeof version);
+    if (chaosi_within(context, "elb").at)
+        return m[CHAOSI_M_MULTI_HEADERS].at && !m[CHAOSI_M_HEADERS].at ? CHAOSI_EV_ALB_MULTI : CHAOSI_EV_ALB;
+    if (chaosi_within(context, "http").at && strcmp(version, "2.0") == 0) return CHAOSI_EV_HTTP2;
+    if (chaosi_within(context, "connectionId").at && chaosi_within(context, "eventType").at) return CHAOSI_EV_SOCKET;
+    if (context.at && m[CHAOSI_M_METHOD].at) return CHAOSI_EV_REST;
+    if (m[CHAOSI_M_DETAIL_TYPE].at) return CHAOSI_EV_ASYNC;
+    return chaosi_record_shape(e);
+}
+
+/* The path of an HTTP API comes with its stage in front, unless that is $default. */
+CHAOSI_FN void chaosi_drop_stage(chaosi_invocation *e) {
+    char stage[128];
+    size_t n;
+    chaosi_plain(chaosi_within(e->member[CHAOSI_M_CONTEXT], "stage"), stage, sizeof stage);
+    n = strlen(stage);
+    if (!n || strncmp(e->path + 1, stage, n) != 0 || (e->path[n + 1] && e->path[n + 1] != '/')) return;
+    memmove(e->path, e->path + n + 1, strlen(e->path + n + 1) + 1);
+    if (!e->path[0]) strcpy(e->path, "/");
+}
+
+CHAOSI_FN void chaosi_read_event(chaosi_invocation *e, const char *text, size_t len) {
+    memset(e, 0, offsetof(chaosi_invocation, value));
+    if (!chaosi_find_members(e, text, len)) return;
+    e->shape = chaosi_shape_of(e);
+    if (e->shape == CHAOSI_EV_HTTP2) {
+        chaosi_plain(chaosi_within(e->member[CHAOSI_M_CONTEXT], "http.method"), e->method, sizeof e->method);
+        chaosi_plain(e->member[CHAOSI_M_RAW_PATH], e->path, sizeof e->path);
+        if (e->path[0] == '/') chaosi_drop_stage(e);
+    } else {
+        chaosi_plain(e->member[CHAOSI_M_METHOD], e->method, sizeof e->method);
+        chaosi_plain(e->member[CHAOSI_M_PATH], e->path, sizeof e->path);
+    }
+}
+
+/* A header of an HTTP event, the first of several. */
+CHAOSI_FN const char *chaosi_event_header(void *user, const char *name, size_t *len) {
+    chaosi_invocation *e = (chaosi_invocation *)user;
+    chaosi_span json = e->member[e->member[CHAOSI_M_HEADERS].at ? CHAOSI_M_HEADERS : CHAOSI_M_MULTI_HEADERS];
+    chaosi_json j = {json.at, json.len, 0, NULL, 'v', 0, 0, 0, 0};
+    if (!json.at || chaosi_json_next(&j) != '{') return NULL;
+    while (chaosi_json_next(&j) == ':') {
+        bool found = chaosi_is(chaosi_of(j.text + j.start, j.end - j.start), name);
+        char t = found ? chaosi_json_next(&j) : chaosi_json_skip(&j);
+        if (!found) continue;
+        if (t == '[') t = chaosi_json_next(&j);
+        *len = t == '"' ? chaosi_json_decode(&j, e->value, sizeof e->value) : SIZE_MAX;
+        return *len == SIZE_MAX ? NULL : e->value;
+    }
+    return NULL;
+}
+
+/* -- the gate: what happens to one invocation -- */
+/* Inside the invocation, because the sandbox is frozen between them: when the TTL is over, and by one loop at a time. */
+CHAOSI_FN void chaosi_refresh_due(chaos *c) {
+    chaos_error unused;
+    bool due;
+    if (!c->source.fetched || c->has_refresher || CHAOSI_SEQ(&c->killed)) return;
+    c->fetch_ms = CHAOSI_REFRESH_MS;
+    CHAOSI_LOCK(&c->lock);
+    due = chaosi_now(c, false) >= c->next_fetch;
+    if (due) c->next_fetch = chaosi_now(c, false) + CHAOSI_REFRESH_MS * CHAOSI_MS;
+    CHAOSI_UNLOCK(&c->lock);
+    if (due) chaosi_refresh(c, true, &unused);
+    if (CHAOSI_LOAD(&c->armed)) c->tell(c, CHAOSI_TICK);
+}
+
+/* What the deadline leaves for a delay, in us; a deadline that is over already means that it is not known. */
+CHAOSI_FN unsigned chaosi_delay_limit(const chaos_lambda_event *in) {
+    long long left = in->deadline_ms - (long long)(chaosi_clock(true) / CHAOSI_MS);
+    if (left <= 0 || left > 900000 + CHAOSI_MARGIN_MS) return 0;
+    return left > CHAOSI_MARGIN_MS ? (unsigned)(left - CHAOSI_MARGIN_MS) * 1000 : 1;
+}
+
+/* The delay. Longer than a TTL, it looks at the config meanwhile, and ends when chaos goes off. */
+CHAOSI_FN void chaosi_lambda_wait(chaos *c, unsigned us) {
+    chaosi_u64 end = chaosi_clock(false) + (chaosi_u64)us * 1000, most;
+    while (chaosi_clock(false) < end && CHAOSI_SEQ(&c->armed)) {
+        CHAOSI_LOCK(&c->lock);
+        most = chaosi_less(c->next_fetch, chaosi_now(c, false));
+        CHAOSI_UNLOCK(&c->lock);
+        if (!c->source.fetched || c->has_refresher) most = CHAOSI_NEVER;
+        chaosi_wait(c, chaosi_min(end, chaosi_later(chaosi_clock(false), most)), -1);
+        if (chaosi_clock(false) < end) chaosi_refresh_due(c);
+    }
+}
+
+/* "headers" or, with lists of values, "multiValueHeaders". */
+CHAOSI_FN void chaosi_put_event_header(chaosi_out *o, bool multi, const char *name, const char *value) {
+    chaosi_put_key(o, name);
+    if (multi) chaosi_puts(o, "[");
+    chaosi_put_json(o, chaosi_str(value));
+    if (multi) chaosi_puts(o, "]");
+}
+
+/* The injected answer in the shape that the event's source takes for one. */
+CHAOSI_FN size_t chaosi_put_lambda_reply(chaos *c, const chaos_verdict *v, chaosi_shape shape, char *buf, size_t cap) {
+    char text[1088], status[64];
+    chaosi_out o = chaosi_into(buf, cap), body = chaosi_into(text, sizeof text);
+    bool multi = shape == CHAOSI_EV_ALB_MULTI;
+    int after = chaosi_reply_of(c, v, &body);
+    chaosi_puts(&o, "{");
+    if (shape == CHAOSI_EV_DIRECT || shape >= CHAOSI_EV_SQS) {
+        chaosi_put_key(&o, "errorMessage");
+        chaosi_put_json(&o, chaosi_str(text));
+        chaosi_put_str(&o, "errorType", CHAOSI_INJECTED_TYPE);
+        chaosi_puts(&o, ",\"stackTrace\":[]}");
+        return o.len;
+    }
+    chaosi_put_number(&o, "statusCode", v->status);
+    snprintf(status, sizeof status, "%d %s", v->status, chaosi_status_text(v->status));
+    if (shape >= CHAOSI_EV_ALB) chaosi_put_str(&o, "statusDescription", status);
+    chaosi_puts(&o, ",\"isBase64Encoded\":false");
+    chaosi_put_key(&o, multi ? "multiValueHeaders" : "headers");
+    chaosi_puts(&o, "{");
+    chaosi_put_event_header(&o, multi, "Content-Type", "text/plain; charset=utf-8");
+    chaosi_put_event_header(&o, multi, "X-Chaos-Injected", chaos_kind_text(v->kind));
+    chaosi_put_event_header(&o, multi, "Cache-Control", "no-store");
+    snprintf(status, sizeof status, "%d", after);
+    if (after >= 0) chaosi_put_event_header(&o, multi, "Retry-After", status);
+    chaosi_puts(&o, "}");
+    chaosi_put_key(&o, "body");
+    chaosi_put_json(&o, chaosi_str(text));
+    chaosi_puts(&o, "}");
+    return o.len;
+}
+
+CHAOSI_FN void chaosi_lambda_decide(chaos *c, const chaos_lambda_event *in, chaos_lambda_action *out, char *buf, size_t cap) {
+    chaosi_invocation e;
+    chaos_request r;
+    chaosi_hot hot;
+    memset(out, 0, sizeof *out);
+    out->run = true;
+    chaosi_refresh_due(c);
+    if (!CHAOSI_LOAD(&c->armed)) return;
+    chaosi_read_event(&e, in->body, in->len);
+    chaosi_read_hot(c, &hot);
+    if (!(hot.events & chaosi_shape_bit[e.shape])) {
+        chaosi_count(c, CHAOSI_WORD(excluded), 1);
+        return;
+    }
+    memset(&r, 0, sizeof r);
+    r.method = e.method[0] ? e.method : NULL;
+    r.path = e.path[0] ? e.path : NULL;
+    r.header = chaosi_event_header;
+    r.user = &e;
+    r.id = in->request_id;
+    r.delay_limit_us = chaosi_delay_limit(in);
+    chaosi_decide(c, &r, &out->verdict);
+    if (out->verdict.kind == CHAOS_DELAY) chaosi_lambda_wait(c, out->verdict.delay_us);
+    if (out->verdict.kind != CHAOS_STATUS) return;
+    out->run = out->verdict.after;
+    out->replaced = true;
+    out->failed = e.shape == CHAOSI_EV_DIRECT || e.shape >= CHAOSI_EV_SQS;
+    out->len = chaosi_put_lambda_reply(c, &out->verdict, e.shape, buf, cap);
+}
+
+/* -- the runtime -- */
+typedef struct chaosi_loop {
+    chaos *c;
+    const chaos_lambda_desc *d;
+    chaos_lambda_handler handler;
+    void *user;
+    chaosi_address address;
+    const char *api;
+    bool alone;       /* the only loop: it may set the trace id in the environment */
+    int fd;           /* -1 = not connected */
+    char *in, *out;   /* CHAOSI_EVENT_MAX, CHAOSI_REPLY_MAX */
+    char small[4096]; /* heads, and answers of the API */
+    chaos_error err;
+    chaos_result result;
+} chaosi_loop;
+
+struct chaos_lambda_reply {
+    chaosi_loop *loop;
+    const char *id;
+    size_t len;
+    bool streams, discard, failed, broken; /* discard: the reply will be replaced; broken: the stream's connection is lost */
+    char type[80], message[400];
+};
+
+CHAOSI_FN void chaosi_hang_up(chaosi_loop *l) {
+    if (l->fd >= 0) close(l->fd);
+    l->fd = -1;
+}
+
+/* A connection that is fit for another call. NULL = there is one. */
+CHAOSI_FN const char *chaosi_dial_api(chaosi_loop *l) {
+    int problem;
+    if (l->fd >= 0 && chaosi_is_quiet(l->fd)) return NULL;
+    chaosi_hang_up(l);
+    l->fd = chaosi_socket(&l->address);
+    problem = l->fd < 0 ? errno : chaosi_connect(l->fd, &l->address, chaosi_clock(false) + 2000 * CHAOSI_MS);
+    if (!problem) return NULL;
+    chaosi_hang_up(l);
+    return strerror(problem);
+}
+
+/* The head of a call; what is how its path ends. */
+CHAOSI_FN size_t chaosi_api_head(chaosi_loop *l, const char *method, const char *path, const char *fields) {
+    int n = snprintf(l->small, sizeof l->small, "%s /2018-06-01/runtime/%s HTTP/1.1\r\nHost: %s\r\nUser-Agent: chaos-h/%s\r\n%s\r\n",
+                     method, path, l->api, CHAOS_VERSION, fields);
+    return n > 0 && (size_t)n < sizeof l->small ? (size_t)n : 0;
+}
+
+/* The answer of the API to a POST, and what to think of it: false = the runtime cannot go on. */
+CHAOSI_FN bool chaosi_api_answer(chaosi_loop *l, const char *what) {
+    chaosi_got a;
+    const char *problem;
+    a.buf = l->small;
+    a.cap = sizeof l->small;
+    problem = chaosi_read_answer(l->fd, &a, chaosi_clock(false) + CHAOSI_POST_MS * CHAOSI_MS);
+    if (problem || !a.head.keep_alive) chaosi_hang_up(l);
+    if (problem) chaosi_note(l->c, "lambda", "call", what, problem);
+    else if (a.head.status >= 300) chaosi_note(l->c, "lambda", "call", what, a.body.at);
+    if (problem || a.head.status != 500) return true;
+    chaosi_fail(&l->err, CHAOS_ERR_SYSTEM, "the Runtime API answers 500 to %s", what);
+    return false;
+}
+
+/* Posts a whole message. Sent once: after a failure nobody knows whether it arrived. */
+CHAOSI_FN bool chaosi_api_post(chaosi_loop *l, const char *path, const char *fields, const char *body, size_t len) {
+    chaosi_u64 deadline = chaosi_clock(false) + CHAOSI_POST_MS * CHAOSI_MS;
+    const char *problem = chaosi_dial_api(l);
+    char all[512];
+    size_t head;
+    snprintf(all, sizeof all, "%sContent-Length: %zu\r\n", fields, len);
+    head = chaosi_api_head(l, "POST", path, all);
+    if (!problem && !(head && chaosi_send_all(l->fd, l->small, head, deadline) && chaosi_send_all(l->fd, body, len, deadline)))
+        problem = "not sent";
+    if (!problem) return chaosi_api_answer(l, path);
+    chaosi_hang_up(l);
+    chaosi_note(l->c, "lambda", "call", path, problem);
+    return true;
+}
+
+/* A type the platform takes: Function.Word or Runtime.Word. */
+CHAOSI_FN const char *chaosi_error_type(const char *type) {
+    const char *word = strncmp(type, "Function.", 9) == 0 ? type + 9 : strncmp(type, "Runtime.", 8) == 0 ? type + 8 : "";
+    size_t i;
+    for (i = 0; word[i]; i++)
+        if (chaosi_lower(word[i]) < 'a' || chaosi_lower(word[i]) > 'z') return "Function.Unknown";
+    return i > 1 && word[0] <= 'Z' ? type : "Function.Unknown";
+}
+
+CHAOSI_FN size_t chaosi_put_error(char *buf, size_t cap, const char *type, const char *message) {
+    chaosi_out o = chaosi_into(buf, cap);
+    chaosi_puts(&o, "{");
+    chaosi_put_str(&o, "errorMessage", message);
+    chaosi_put_str(&o, "errorType", type);
+    chaosi_puts(&o, ",\"stackTrace\":[]}");
+    return o.len;
+}
+
+CHAOSI_FN bool chaosi_api_error(chaosi_loop *l, const char *path, const char *type, const char *body, size_t len) {
+    char fields[256];
+    snprintf(fields, sizeof fields, "Content-Type: application/json\r\nLambda-Runtime-Function-Error-Type: %s\r\n", type);
+    return chaosi_api_post(l, path, fields, body, len);
+}
+
+/* One piece of a stream, as a chunk. */
+CHAOSI_FN void chaosi_stream_piece(chaos_lambda_reply *r, const char *data, size_t len) {
+    chaosi_u64 deadline = chaosi_clock(false) + CHAOSI_POST_MS * CHAOSI_MS;
+    char size[24];
+    int n = snprintf(size, sizeof size, "%zx\r\n", len);
+    if (r->broken || !len) return;
+    r->broken = !chaosi_send_all(r->loop->fd, size, (size_t)n, deadline) || !chaosi_send_all(r->loop->fd, data, len, deadline) ||
+                !chaosi_send_all(r->loop->fd, "\r\n", 2, deadline);
+}
+
+CHAOSI_FN void chaosi_base64(chaosi_out *o, const char *in, size_t len) {
+    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    size_t i, k;
+    for (i = 0; i < len; i += 3) {
+        unsigned v = 0;
+        char out[4];
+        for (k = 0; k < 3; k++) v = v << 8 | (i + k < len ? (chaosi_u8)in[i + k] : 0u);
+        for (k = 0; k < 4; k++) out[k] = i + k > len ? '=' : digits[v >> (18 - 6 * k) & 63u];
+        chaosi_put(o, out, 4);
+    }
+}
+
+/* The end of a stream: an error goes into trailers. */
+CHAOSI_FN bool chaosi_stream_end(chaos_lambda_reply *r) {
+    char body[1024], text[2048];
+    chaosi_out o = chaosi_into(text, sizeof text);
+    chaosi_puts(&o, "0\r\n");
+    if (r->failed) {
+        size_t n = chaosi_put_error(body, sizeof body, r->type, r->message);
+        chaosi_put_field(&o, chaosi_str("Lambda-Runtime-Function-Error-Type"), chaosi_str(r->type));
+        chaosi_puts(&o, "Lambda-Runtime-Function-Error-Body: ");
+        chaosi_base64(&o, body, n < sizeof body ? n : sizeof body - 1);
+        chaosi_puts(&o, "\r\n");
+    }
+    chaosi_puts(&o, "\r\n");
+    if (!r->broken && chaosi_send_all(r->loop->fd, text, o.len, chaosi_clock(false) + CHAOSI_POST_MS * CHAOSI_MS))
+        return chaosi_api_answer(r->loop, "a streamed response");
+    chaosi_hang_up(r->loop);
+    chaosi_note(r->loop->c, "lambda", "call", "a streamed response", "the connection was lost");
+    return true;
+}
+
+/* -- what a handler calls -- */
+CHAOSI_FN void chaosi_lambda_fail(chaos_lambda_reply *r, const char *type, const char *message) {
+    chaosi_copy(r->type, sizeof r->type, chaosi_error_type(type ? type : ""));
+    chaosi_copy(r->message, sizeof r->message, message);
+    r->failed = true;
+}
+
+CHAOSI_FN chaos_result chaosi_lambda_write(chaos_lambda_reply *r, const char *data, size_t len) {
+    if (r->discard || (r->failed && !r->streams)) return CHAOS_OK;
+    if (r->streams) {
+        chaosi_stream_piece(r, data, len);
+        return r->broken ? CHAOS_ERR_UNREACHABLE : CHAOS_OK;
+    }
+    if (len > CHAOSI_REPLY_MAX - r->len) {
+        chaosi_lambda_fail(r, "Function.ResponseSizeTooLarge", "the reply is over 6 MiB and 100 bytes");
+        return CHAOS_ERR_TOO_LARGE;
+    }
+    if (len) memcpy(r->loop->out + r->len, data, len);
+    r->len += len;
+    return CHAOS_OK;
+}
+
+CHAOSI_FN chaos_result chaosi_lambda_stream(chaos_lambda_reply *r, const char *type, const char *prelude) {
+    static const char gap[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+    chaosi_loop *l = r->loop;
+    char path[256], fields[512];
+    size_t head;
+    int n;
+    if (r->streams || r->len) return CHAOS_ERR_ARGUMENT;
+    r->streams = true;
+    if (r->discard) return CHAOS_OK;
+    if (prelude) type = "application/vnd.awslambda.http-integration-response";
+    snprintf(path, sizeof path, "invocation/%.128s/response", r->id);
+    n = snprintf(fields, sizeof fields,
+                 "Lambda-Runtime-Function-Response-Mode: streaming\r\nContent-Type: %s\r\nTransfer-Encoding: chunked\r\n"
+                 "Trailer: Lambda-Runtime-Function-Error-Type, Lambda-Runtime-Function-Error-Body\r\n",
+                 type ? type : "application/octet-stream");
+    if ((size_t)n >= sizeof fields || !chaosi_is_value(chaosi_str(type ? type : ""))) r->broken = true;
+    if (!r->broken) r->broken = chaosi_dial_api(l) != NULL;
+    head = chaosi_api_head(l, "POST", path, fields);
+    if (!r->broken) r->broken = !chaosi_send_all(l->fd, l->small, head, chaosi_clock(false) + CHAOSI_POST_MS * CHAOSI_MS);
+    if (prelude) chaosi_stream_piece(r, prelude, strlen(prelude));
+    if (prelude) chaosi_stream_piece(r, gap, sizeof gap);
+    return r->broken ? CHAOS_ERR_UNREACHABLE : CHAOS_OK;
+}
+
+/* Runs the handler and posts what came of it, once. False = the runtime cannot go on. */
+CHAOSI_FN bool chaosi_invoke(chaosi_loop *l, const chaos_lambda_event *e) {
+    chaos_lambda_action gate;
+    chaos_lambda_reply r;
+    chaosi_u64 start;
+    char path[256], injected[8192], error[1024];
+    int problem = 0;
+    memset(&r, 0, sizeof r);
+    r.loop = l;
+    r.id = e->request_id;
+    chaosi_lambda_decide(l->c, e, &gate, injected, sizeof injected);
+    start = chaosi_clock(false);
+    r.discard = gate.replaced;
+    if (gate.run) problem = l->handler(l->user, e, &r);
+    if (problem && !r.failed) chaosi_lambda_fail(&r, "Function.HandlerFailed", "the handler failed");
+    if (gate.run) chaosi_count_outcome(l->c, r.failed ? 500 : 200, (chaosi_clock(false) - start) / 1000);
+    if (gate.verdict.ticket) chaosi_give_ticket(l->c, gate.verdict.ticket);
+    if (r.streams && !gate.replaced) return chaosi_stream_end(&r);
+    snprintf(path, sizeof path, "invocation/%.128s/%s", e->request_id, (gate.replaced ? gate.failed : r.failed) ? "error" : "response");
+    if (gate.replaced && gate.failed) return chaosi_api_error(l, path, CHAOSI_INJECTED_TYPE, injected, gate.len);
+    if (gate.replaced) return chaosi_api_post(l, path, "Content-Type: application/json\r\n", injected, gate.len);
+    if (r.failed) return chaosi_api_error(l, path, r.type, error, chaosi_put_error(error, sizeof error, r.type, r.message));
+    return chaosi_api_post(l, path, "Content-Type: application/json\r\n", l->out, r.len);
+}
+
+/* A header of the event as a C string: the field is made one in place. */
+CHAOSI_FN const char *chaosi_event_field(const chaosi_got *a, const char *name) {
+    chaosi_span v = chaosi_field_value(&a->head, name);
+    if (!v.at) return "";
+    ((char *)(size_t)v.at)[v.len] = 0;
+    return v.at;
+}
+
+/* Waits for the next event, without a deadline: the sandbox is frozen meanwhile. A lost connection is dialled anew, three times. */
+CHAOSI_FN bool chaosi_next_event(chaosi_loop *l, chaosi_got *a, chaos_lambda_event *e) {
+    const char *problem = "";
+    int tries;
+    for (tries = 0; tries < 4; tries++) {
+        size_t head;
+        if (tries > 1) chaosi_nap(50 * CHAOSI_MS);
+        problem = chaosi_dial_api(l);
+        if (problem) continue;
+        head = chaosi_api_head(l, "GET", "invocation/next", "");
+        a->buf = l->in;
+        a->cap = CHAOSI_EVENT_MAX;
+        a->head.count = 0;
+        problem = "the call is not taken";
+        if (chaosi_send_all(l->fd, l->small, head, chaosi_clock(false) + CHAOSI_POST_MS * CHAOSI_MS))
+            problem = chaosi_read_answer(l->fd, a, CHAOSI_NEVER);
+        if (!problem) break;
+        chaosi_hang_up(l);
+    }
+    if (problem || a->head.status != 200) {
+        if (problem) chaosi_fail(&l->err, CHAOS_ERR_UNREACHABLE, "Runtime API %.60s, next: %s", l->api, problem);
+        else chaosi_fail(&l->err, CHAOS_ERR_UNREACHABLE, "Runtime API %.60s, next: HTTP %d: %.80s", l->api, a->head.status, a->body.at);
+        return false;
+    }
+    if (!a->head.keep_alive) chaosi_hang_up(l);
+    memset(e, 0, sizeof *e);
+    e->body = a->body.at;
+    e->len = a->body.len;
+    e->deadline_ms = strtoll(chaosi_event_field(a, "lambda-runtime-deadline-ms"), NULL, 10);
+    e->request_id = chaosi_event_field(a, "lambda-runtime-aws-request-id");
+    e->trace_id = chaosi_event_field(a, "lambda-runtime-trace-id");
+    e->function_arn = chaosi_event_field(a, "lambda-runtime-invoked-function-arn");
+    e->client_context = chaosi_event_field(a, "lambda-runtime-client-context");
+    e->cognito_identity = chaosi_event_field(a, "lambda-runtime-cognito-identity");
+    e->content_type = chaosi_event_field(a, "content-type");
+    if (chaosi_is_token(chaosi_str(e->request_id))) return true;
+    chaosi_fail(&l->err, CHAOS_ERR_VALUE, "Runtime API %.60s: an event without a request id", l->api);
+    return false;
+}
+
+static void *chaosi_loop_main(void *arg) {
+    chaosi_loop *l = (chaosi_loop *)arg;
+    chaos_lambda_event e;
+    chaosi_got a;
+    while (chaosi_next_event(l, &a, &e)) {
+        if (l->alone) setenv("_X_AMZN_TRACE_ID", e.trace_id, 1); /* parallel loops cannot: the environment is everybody's */
+        if (!chaosi_invoke(l, &e)) break;
+    }
+    chaosi_hang_up(l);
+    l->result = l->err.code;
+    return NULL;
+}
+
+/* One block for a loop. NULL = no memory, or the API's address is no address. */
+CHAOSI_FN chaosi_loop *chaosi_make_loop(chaos *c, const chaosi_loop *model, chaos_error *err) {
+    size_t self = (sizeof(chaosi_loop) + 63) / 64 * 64;
+    char *block = (char *)c->desc.alloc(c->desc.alloc_user, self + CHAOSI_EVENT_MAX + CHAOSI_REPLY_MAX);
+    chaosi_loop *l = (chaosi_loop *)(void *)block;
+    if (!l) chaosi_fail(err, CHAOS_ERR_MEMORY, "out of memory");
+    if (!l) return NULL;
+    memcpy(l, model, sizeof *l);
+    l->in = block + self;
+    l->out = l->in + CHAOSI_EVENT_MAX;
+    return l;
+}
+
+CHAOSI_FN chaos_result chaosi_lambda_run(chaos *c, chaos_lambda_handler fn, void *user, const chaos_lambda_desc *d, chaos_error *err) {
+    const char *most = chaosi_env("AWS_LAMBDA_MAX_CONCURRENCY"), *why;
+    char host[64] = "", port[8] = "80", body[512];
+    chaosi_loop model, *loops[64];
+    int count = d->loops ? d->loops : most ? atoi(most) : 1, made, i;
+    memset(&model, 0, sizeof model);
+    model.c = c;
+    model.d = d;
+    model.handler = fn;
+    model.user = user;
+    model.api = d->api ? d->api : chaosi_env("AWS_LAMBDA_RUNTIME_API");
+    model.fd = -1;
+    count = count < 1 ? 1 : count > 64 ? 64 : count;
+#ifndef CHAOSI_THREADS
+    count = 1;
+#endif
+    model.alone = count == 1;
+    if (!model.api) return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "no Runtime API: AWS_LAMBDA_RUNTIME_API is not set; this is not Lambda");
+    if (!chaosi_split_address(chaosi_str(model.api), true, host, sizeof host, port, sizeof port) ||
+        !chaosi_numeric(host, port, &model.address))
+        return chaosi_fail(err, CHAOS_ERR_ADDRESS, "Runtime API %.60s: must be ADDR:PORT", model.api);
+    if (c->has_refresher) return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "chaos_lambda_run: open the handle with no_thread");
+    why = d->init ? d->init(user) : NULL;
+    if (why) {
+        chaosi_api_error(&model, "init/error", "Function.InitFailed", body,
+                         chaosi_put_error(body, sizeof body, "Function.InitFailed", why));
+        return chaosi_fail(err, CHAOS_ERR_VALUE, "the function's init failed: %.100s", why);
+    }
+    for (made = 0; made < count && (loops[made] = chaosi_make_loop(c, &model, err)) != NULL; made++) {}
+    if (!made) {
+        size_t n = chaosi_put_error(body, sizeof body, "Runtime.OutOfMemory", "no memory for an event");
+        chaosi_api_error(&model, "init/error", "Runtime.OutOfMemory", body, n);
+        return CHAOS_ERR_MEMORY;
+    }
+#ifdef CHAOSI_THREADS
+    {
+        pthread_t threads[64];
+        int started = 1;
+        while (started < made && chaosi_thread(&threads[started], chaosi_loop_main, loops[started])) started++;
+        chaosi_loop_main(loops[0]);
+        for (i = 1; i < started; i++) pthread_join(threads[i], NULL);
+    }
+#else
+    chaosi_loop_main(loops[0]);
+#endif
+    if (err) *err = loops[0]->err;
+    for (i = 0; i < made; i++) c->desc.free(c->desc.alloc_user, loops[i]);
+    return err ? err->code : CHAOS_ERR_UNREACHABLE;
+}
+#endif /* CHAOS_NO_LAMBDA */
+
 #ifndef CHAOS_NO_SSM
 /* ==== >>ssm =================================================================================================== */
 /* Parameters of AWS SSM, and configurations of AWS AppConfig. A parameter comes by one of three ways; UNSUPPORTED means that
@@ -5456,6 +6171,7 @@ CHAOSI_FN chaos_result chaosi_remote(chaos *c, char *buf, size_t cap, chaos_fetc
 #ifdef CHAOSI_THREADS
     s.closing = &c->closing;
 #endif
+    if (c->fetch_ms) s.ms = c->fetch_ms;
     if (r == CHAOS_OK) r = chaosi_ssm_get(&s, &value, err);
     if (s.passed[0] && s.way && !c->fallback_told) chaosi_note(c, "fallback", "way", s.way, s.passed);
     c->fallback_told = c->fallback_told || (s.passed[0] && s.way);
@@ -5583,6 +6299,7 @@ chaos *chaos_open(const chaos_desc *desc, chaos_error *err) {
 #endif
     c->modes = CHAOSI_MODES_IN_PROCESS;
     c->seed = chaosi_random(c);
+    c->emf = chaosi_env("CHAOS_EMF") && strcmp(chaosi_env("CHAOS_EMF"), "0") != 0;
     c->killed = disable && strcmp(disable, "0") != 0 ? 2 : 0;
     c->log_fd = chaosi_log_open();
     chaosi_identify(c, desc);
@@ -5682,6 +6399,52 @@ chaos_result chaos_proxy_run(chaos *c, const chaos_proxy_desc *desc, chaos_error
 void chaos_proxy_stop(chaos *c) {
     if (c) chaosi_ring(c, CHAOSI_STOP(c)[1]);
 }
+chaos_result chaos_lambda_run(chaos *c, chaos_lambda_handler fn, void *user, const chaos_lambda_desc *desc, chaos_error *err) {
+    chaos_error local;
+    if (!err) err = &local;
+    chaosi_no_error(err);
+    if (!c || !fn || !desc) return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "chaos_lambda_run needs a handle, a handler and a desc");
+#ifdef CHAOS_NO_LAMBDA
+    return (void)user, chaosi_fail(err, CHAOS_ERR_COMPILED_OUT, "Lambda is compiled out (CHAOS_NO_LAMBDA)");
+#else
+    return chaosi_lambda_run(c, fn, user, desc, err);
+#endif
+}
+
+#ifdef CHAOS_NO_LAMBDA
+chaos_result chaos_lambda_write(chaos_lambda_reply *reply, const void *data, size_t len) {
+    return (void)reply, (void)data, (void)len, CHAOS_ERR_COMPILED_OUT;
+}
+
+chaos_result chaos_lambda_stream(chaos_lambda_reply *reply, const char *type, const char *prelude) {
+    return (void)reply, (void)type, (void)prelude, CHAOS_ERR_COMPILED_OUT;
+}
+
+void chaos_lambda_fail(chaos_lambda_reply *reply, const char *type, const char *message) { (void)reply, (void)type, (void)message; }
+#else
+chaos_result chaos_lambda_write(chaos_lambda_reply *reply, const void *data, size_t len) {
+    return chaosi_lambda_write(reply, (const char *)data, len);
+}
+
+chaos_result chaos_lambda_stream(chaos_lambda_reply *reply, const char *type, const char *prelude) {
+    return chaosi_lambda_stream(reply, type, prelude);
+}
+
+void chaos_lambda_fail(chaos_lambda_reply *reply, const char *type, const char *message) { chaosi_lambda_fail(reply, type, message); }
+#endif
+
+chaos_lambda_action chaos_lambda_decide(chaos *c, const chaos_lambda_event *event, char *buf, size_t cap) {
+    chaos_lambda_action a;
+    memset(&a, 0, sizeof a);
+    a.run = true;
+#ifndef CHAOS_NO_LAMBDA
+    if (c) chaosi_lambda_decide(c, event, &a, buf, cap);
+#else
+    (void)c, (void)event, (void)buf, (void)cap;
+#endif
+    return a;
+}
+
 /* what: g get, p put, l list. */
 CHAOSI_FN chaos_result chaosi_ssm_public(char what, const chaos_ssm_desc *d, char *buf, size_t cap, const char *text, size_t len,
                                          chaos_ssm_value *out, chaos_error *err) {

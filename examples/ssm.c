@@ -1,14 +1,13 @@
 /* chaos-ssm - the operator's tool: starts, watches and stops an experiment whose config is in AWS SSM Parameter Store.
 
-   Build:  cc -std=c99 -O2 -pthread -o chaos-ssm ssm.c            (chaos.h is one folder up; -DCHAOS_WITH_CURL -lcurl: no aws-cli)
+   Build:  cc -std=c99 -O2 -pthread -o chaos-ssm ssm.c       (chaos.h is one folder up; -DCHAOS_WITH_CURL -lcurl: no aws-cli)
    Start:  chaos-ssm put --name /shop/prod/chaos --value '{"enabled":true,"errorRate":5}' --expires 10m
    Ramp:   chaos-ssm set errorRate=10 latency=200 --name /shop/prod/chaos
-   Stop:   chaos-ssm disable --name /shop/prod/chaos               (asks no questions; --path /shop/ stops all below)
+   Stop:   chaos-ssm disable --name /shop/prod/chaos          (asks no questions; --path /shop/ stops all below)
 
    stdout carries data, stderr explanations. Exit code: 0 done; 1 could not (unreachable, denied, throttled, no way to SSM, a
    file); 2 bad usage; 3 refused (invalid config, too large, end too far or past, held by another experiment, or SSM itself
    refuses it); 4 nothing is stored under that name; 5 written, but somebody else wrote in between.
-
    What is stored is shown only when it is a chaos config (and by `get`): a wrong name must not put a password into a log. */
 #define CHAOS_NO_PROXY
 #define CHAOS_IMPLEMENTATION
@@ -27,10 +26,12 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { DONE, COULD_NOT, USAGE, REFUSED, NOT_FOUND, LOST_RACE }; /* the exit codes */
-enum { MAX_ARGS = 32, READ_MS = 10000, STOP_READ_MS = 5000, VALUE_MAX = 4096 };
-#define MINUTE 60000LL
-#define DAY    (24 * 60 * MINUTE)
+enum { DONE, COULD_NOT, USAGE, REFUSED, NOT_FOUND, LOST_RACE };            /* the exit codes */
+enum { MAX_ARGS = 32, VALUE_MAX = 4096, READ_MS = 10000, STOP_MS = 5000 }; /* STOP_MS: a stop waits no longer to read */
+#define MINUTE     60000LL
+#define DAY        (24 * 60 * MINUTE)
+#define LETTERS    "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+#define OFF_CONFIG "{\"enabled\":false}" /* the safe default */
 
 typedef struct settings {
     const char *program, *name, *path, *region, *endpoint, *value, *type, *request, *key, *instance;
@@ -58,25 +59,18 @@ static const setting table[] = {
     {"--endpoint-url", "URL", TEXT, AT(endpoint), "pgsedxw", "[$AWS_ENDPOINT_URL_SSM, $AWS_ENDPOINT_URL, AWS's own]"},
     {"--value", "JSON", TEXT, AT(value), "px", "the config; @FILE reads a file, - reads stdin"},
     {"--type", "TYPE", TEXT, AT(type), "pse", "String or SecureString [as it is; String for a new one]"},
-    {"--expires", "TIME", TIME, AT(expires), "pse", "write an end: this long from now, at most 24h [30m when there is none]"},
+    {"--expires", "TIME", TIME, AT(expires), "pse", "write an end: so long from now, at most 24h [30m when there is none]"},
     {"--no-expiry", "", SWITCH, AT(no_expiry), "ps", "write \"expiresAt\":\"never\""},
     {"--force", "", SWITCH, AT(force), "pse", "overwrite the experiment of somebody else"},
     {"--request", "'GET /PATH'", TEXT, AT(request), "x", "the request to explain"},
     {"--header", "'NAME: VALUE'", LIST, AT(headers), "x", "a header of it; may be repeated"},
-    {"--key", "KEY", TEXT, AT(key), "x", "its key, as with --key-header of chaos-proxy"},
-    {"--instance", "ID", TEXT, AT(instance), "x", "the instance that gets it"},
+    {"--key", "KEY", TEXT, AT(key), "x", "its key, as with --key-header of chaos-proxy [each request rolls afresh]"},
+    {"--instance", "ID", TEXT, AT(instance), "x", "the instance that gets it [one that takes part]"},
     {"--interval", "TIME", TIME, AT(interval), "w", "between two looks [5s]"},
     {"--version", "", SWITCH, AT(version), "", "print the version and the ways to SSM of this build"},
     {"--help", "", SWITCH, AT(help), "", "print this"},
 };
 #define SETTINGS (sizeof table / sizeof table[0])
-
-typedef struct command {
-    const char *name;
-    char letter;
-    int (*run)(const settings *s);
-    const char *usage, *help;
-} command;
 
 /* A text that is, or should become, a config. */
 typedef struct document {
@@ -93,26 +87,40 @@ typedef struct stored {
     document doc;
 } stored;
 
+/* ---- saying things ---- */
+/* One line; what others wrote must not move the reader's cursor. */
+static void print_line(FILE *to, const char *prefix, const char *format, va_list args) {
+    static char line[8192];
+    char *p;
+    vsnprintf(line, sizeof line, format, args);
+    for (p = line; *p; p++)
+        if ((unsigned char)*p < 0x20 || *p == 0x7f) *p = '?';
+    fflush(stdout);
+    fprintf(to, "%s%s\n", prefix, line);
+}
+
 #if defined(__GNUC__)
 #define PRINTF(n) __attribute__((format(printf, n, n + 1)))
 #else
 #define PRINTF(n)
 #endif
 
-/* ---- saying things ---- */
-/* One line on stderr; returns the code, so that `return say(REFUSED, ...)` ends a command. */
+/* Explains, on stderr; returns the code, so that `return say(REFUSED, ...)` ends a command. */
 PRINTF(2) static int say(int code, const char *format, ...) {
     va_list args;
-    fflush(stdout);
-    fprintf(stderr, "chaos-ssm: ");
     va_start(args, format);
-    vfprintf(stderr, format, args);
+    print_line(stderr, "chaos-ssm: ", format, args);
     va_end(args);
-    fprintf(stderr, "\n");
     return code;
 }
-
 #define FAIL(...) exit(say(__VA_ARGS__))
+
+PRINTF(1) static void print(const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    print_line(stdout, "", format, args);
+    va_end(args);
+}
 
 static long long now_ms(void) {
     struct timespec t;
@@ -128,43 +136,34 @@ static const char *utc(long long ms, char out[24]) {
     return out;
 }
 
-static const char *span(long long ms, char out[32]) {
-    if (ms < 0) ms = -ms;
-    if (ms < 2 * MINUTE) snprintf(out, 32, "%lld s", (ms + 500) / 1000);
-    else if (ms < 120 * MINUTE) snprintf(out, 32, "%lld min", (ms + MINUTE / 2) / MINUTE);
-    else snprintf(out, 32, "%lld h", (ms + 30 * MINUTE) / (60 * MINUTE));
-    return out;
-}
-
 /* "NAME in REGION (URL)". */
 static const char *place(const settings *s, const char *name) {
-    static char out[2400];
-    snprintf(out, sizeof out, "%.1200s in %.64s%s%.1024s%s", name, s->region ? s->region : "the region of the aws-cli's profile",
-             s->endpoint ? " (" : "", s->endpoint ? s->endpoint : "", s->endpoint ? ")" : "");
+    static char out[4096];
+    snprintf(out, sizeof out, s->endpoint ? "%s in %s (%s)" : "%s in %s%.0s", name,
+             s->region ? s->region : "the region of the aws-cli's profile", s->endpoint ? s->endpoint : "");
     return out;
 }
 
-/* A text of a config for the terminal: control bytes are not let through. */
-static const char *label(const chaos_config *c, chaos_text t, char out[72]) {
-    size_t i;
-    for (i = 0; i < t.len && i < 71; i++)
-        out[i] = (char)((unsigned char)c->text[t.at + i] < 0x20 || c->text[t.at + i] == 0x7f ? '?' : c->text[t.at + i]);
-    out[i] = 0;
-    return out;
-}
-
-/* What SSM, or the way to it, answered instead of doing it. */
-static int failed(const settings *s, const char *what, const char *name, chaos_result result, const chaos_error *err) {
-    const char *hint = "check the network, the region, the endpoint and the credentials";
-    int code = COULD_NOT;
-    if (result == CHAOS_ERR_NOT_FOUND) hint = "check --name, --region and --endpoint-url; `put` creates it", code = NOT_FOUND;
-    if (result == CHAOS_ERR_DENIED)
-        hint =
-            "check the credentials; the role needs ssm:GetParameter, ssm:PutParameter, ssm:GetParametersByPath (SecureString: kms:Decrypt)";
-    if (result == CHAOS_ERR_THROTTLED) hint = "SSM asks for patience: try again in a few seconds";
-    if (result == CHAOS_ERR_VALUE || result == CHAOS_ERR_TOO_LARGE) hint = "check --name, --type and the value", code = REFUSED;
-    if (result == CHAOS_ERR_ARGUMENT) hint = "check --name, --region and --endpoint-url", code = USAGE;
-    return say(code, "cannot %s %s: %s: %s; %s", what, place(s, name), chaos_result_text(result), err->text, hint);
+/* What SSM, or the way to it, answered instead of doing it; and what follows from that. */
+static int failed(const settings *s, const char *what, const char *name, const chaos_error *err, const char *then) {
+    static const struct answer {
+        chaos_result result;
+        int code;
+        const char *hint;
+    } answers[] = {
+        {CHAOS_ERR_NOT_FOUND, NOT_FOUND, "check --name, --region and --endpoint-url; `put` creates it"},
+        {CHAOS_ERR_DENIED, COULD_NOT,
+         "check the credentials; the role needs ssm:GetParameter, ssm:PutParameter, for --path ssm:GetParametersByPath"},
+        {CHAOS_ERR_THROTTLED, COULD_NOT, "SSM asks for patience: try again in a few seconds"},
+        {CHAOS_ERR_VALUE, REFUSED, "check --name, --type and the value"},
+        {CHAOS_ERR_TOO_LARGE, REFUSED, "check --name and the value"},
+        {CHAOS_ERR_ARGUMENT, USAGE, "check --name, --region and --endpoint-url"},
+        {CHAOS_ERR_UNSUPPORTED, COULD_NOT, "install the aws-cli, or build with -DCHAOS_WITH_CURL -lcurl"},
+        {CHAOS_ERR_UNREACHABLE, COULD_NOT, "check the network, the region, the endpoint and the credentials"}, /* the last: all else */
+    };
+    const struct answer *a = answers;
+    while (a->result != err->code && a->result != CHAOS_ERR_UNREACHABLE) a++;
+    return say(a->code, "cannot %s %s: %s (%s)%s; %s", what, place(s, name), chaos_result_text(err->code), err->text, then, a->hint);
 }
 
 /* ---- configs: reading, state ---- */
@@ -172,6 +171,7 @@ static bool parse(document *d) { return chaos_config_parse(&d->config, d->text, 
 
 static void take(document *d, const char *text) {
     d->len = (size_t)snprintf(d->text, sizeof d->text, "%s", text);
+    if (d->len >= sizeof d->text) d->len = sizeof d->text - 1; /* the parser says "too large" */
     parse(d);
 }
 
@@ -179,37 +179,31 @@ static int invalid(const char *what, const document *d) {
     return say(REFUSED, "refused: %s: line %u, column %u: %s", what, d->bad.line, d->bad.column, d->bad.text);
 }
 
-/* JSON, @FILE or - (stdin); white space behind it is dropped. More than fits makes the parser say "too large". */
+/* JSON, @FILE or - (stdin). White space at the end is dropped. */
 static void read_value(document *d, const char *value) {
     FILE *file = !strcmp(value, "-") ? stdin : *value == '@' ? fopen(value + 1, "rb") : NULL;
     if (!file && *value == '@') FAIL(COULD_NOT, "%s: cannot open: %s", value + 1, strerror(errno));
-    if (file) d->len = fread(d->text, 1, sizeof d->text - 1, file);
-    else d->len = (size_t)snprintf(d->text, sizeof d->text, "%s", value);
+    if (!file) take(d, value);
+    else d->len = fread(d->text, 1, sizeof d->text - 1, file);
     if (file && ferror(file)) FAIL(COULD_NOT, "%s: cannot read: %s", value, strerror(errno));
     if (file && file != stdin) fclose(file);
-    if (d->len >= sizeof d->text) d->len = sizeof d->text - 1;
-    while (d->len && strchr(" \t\r\n", d->text[d->len - 1])) d->len--;
+    while (d->len && isspace((unsigned char)d->text[d->len - 1])) d->len--;
     d->text[d->len] = 0;
     parse(d);
 }
 
-static chaos_ssm_desc parameter(const settings *s, const char *name, int timeout) {
-    chaos_ssm_desc d = {name, s->region, s->endpoint, s->type, timeout};
-    return d;
-}
-
 static void fetch(const settings *s, const char *name, int timeout, stored *out) {
-    chaos_ssm_desc d = parameter(s, name, timeout);
+    const chaos_ssm_desc desc = {name, s->region, s->endpoint, NULL, timeout};
     memset(&out->is, 0, sizeof out->is);
-    out->result = chaos_ssm_get(&d, out->doc.text, CHAOS_SSM_BUFFER, &out->is, &out->err);
+    out->result = chaos_ssm_get(&desc, out->doc.text, CHAOS_SSM_BUFFER, &out->is, &out->err);
     out->doc.len = out->result == CHAOS_OK ? out->is.len : 0;
     out->doc.text[out->doc.len] = 0;
     parse(&out->doc);
 }
 
-/* Writes; one that is throttled is tried again for about 6 s, because a stop must not be lost in a crowd. */
-static chaos_result store(const settings *s, const char *name, const document *d, chaos_ssm_value *is, chaos_error *err) {
-    chaos_ssm_desc desc = parameter(s, name, READ_MS);
+/* Writes; when throttled again and again, for about 6 s: a stop must not be lost in a crowd. */
+static chaos_result store(const settings *s, const char *name, const char *type, const document *d, chaos_ssm_value *is, chaos_error *err) {
+    const chaos_ssm_desc desc = {name, s->region, s->endpoint, type, READ_MS};
     chaos_result result;
     int wait;
     for (wait = 200; (result = chaos_ssm_put(&desc, d->text, d->len, is, err)) == CHAOS_ERR_THROTTLED && wait <= 3200; wait *= 2) {
@@ -218,6 +212,8 @@ static chaos_result store(const settings *s, const char *name, const document *d
     }
     return result;
 }
+
+static const char *text_of(const chaos_config *c, chaos_text t) { return t.len ? c->text + t.at : ""; }
 
 /* When it ends: 0 = never. Without expiresAt there is the lease. */
 static long long end_of(const chaos_config *c, long long modified) {
@@ -233,19 +229,18 @@ static chaos_state state_of(const document *d, long long modified) {
     return d->config.dry_run ? CHAOS_STATE_DRY_RUN : CHAOS_STATE_ON;
 }
 
-/* The state in words: "on until 2026-01-31T12:00:00Z (in 9 min)". */
+/* The state in words: "on until 2026-01-31T12:00:00Z (9 min)". */
 static const char *describe(const document *d, long long modified) {
     static char out[400];
-    char when[24], how[32];
+    char when[24];
     chaos_state state = state_of(d, modified);
-    long long end = end_of(&d->config, modified);
-    const char *word = chaos_state_text(state), *lease = d->config.expires_ms ? "" : ", the lease of 60 minutes";
+    const char *word = chaos_state_text(state), *lease = d->config.expires_ms ? "" : ", its lease";
+    long long end = end_of(&d->config, modified), left = end - now_ms();
     if (state == CHAOS_STATE_INVALID)
-        snprintf(out, sizeof out, "%s, so it is off: line %u, column %u: %s", word, d->bad.line, d->bad.column, d->bad.text);
-    else if (state == CHAOS_STATE_OFF) snprintf(out, sizeof out, "%s", word);
-    else if (!end) snprintf(out, sizeof out, "%s without an end", word);
-    else if (state == CHAOS_STATE_EXPIRED) snprintf(out, sizeof out, "%s since %s%s", word, utc(end, when), lease);
-    else snprintf(out, sizeof out, "%s until %s (in %s%s)", word, utc(end, when), span(end - now_ms(), how), lease);
+        snprintf(out, sizeof out, "invalid, so it is off: line %u, column %u: %s", d->bad.line, d->bad.column, d->bad.text);
+    else if (state == CHAOS_STATE_OFF || !end) snprintf(out, sizeof out, "%s%s", word, state == CHAOS_STATE_OFF ? "" : " without an end");
+    else if (left <= 0) snprintf(out, sizeof out, "%s since %s%s", word, utc(end, when), lease);
+    else snprintf(out, sizeof out, "%s until %s (%lld min%s)", word, utc(end, when), (left + MINUTE / 2) / MINUTE, lease);
     return out;
 }
 
@@ -300,185 +295,158 @@ static bool edit(document *d, const char *key, const char *value) {
         return splice(d, last.end ? last.end : m.key, m.end, "");
     }
     if (!value) return true;
+    if (last.end) start = last.end;
     for (gap = last.key; gap && isspace((unsigned char)gap[-1]); gap--) {}
-    n = (size_t)snprintf(text, sizeof text, "%s%.*s\"%s\":%s%s", gap ? "," : "", (int)(last.key - gap), gap ? gap : "", key,
+    n = (size_t)snprintf(text, sizeof text, "%s%.*s\"%s\":%s%s", gap ? "," : "", gap ? (int)(last.key - gap) : 0, gap ? gap : "", key,
                          gap && isspace((unsigned char)last.value[-1]) ? " " : "", value);
-    return n < sizeof text && splice(d, gap ? last.end : start, gap ? last.end : start, text);
+    return n < sizeof text && splice(d, start, start, text);
 }
 
 /* A VALUE of `set` as JSON: what is not JSON is a string, unless it looks like JSON gone wrong. */
 static const char *as_json(const char *key, const char *value) {
-    static char out[CHAOS_CONFIG_INPUT_MAX];
+    static char out[VALUE_MAX * 2];
     chaos_error err;
     size_t n = 0;
     if (chaos_json_check(value, strlen(value), &err) == CHAOS_OK) return value;
     if (strchr("{[\"", *value)) FAIL(USAGE, "%s: column %u: %s", key, err.column, err.text);
+    if (strlen(value) > VALUE_MAX / 4) FAIL(USAGE, "%s: the text is too long", key);
     out[n++] = '"';
-    for (; *value && n < sizeof out - 8; value++) {
+    for (; *value; value++) {
         if (*value == '"' || *value == '\\') out[n++] = '\\';
         if ((unsigned char)*value < 0x20) n += (size_t)snprintf(out + n, 8, "\\u%04x", (unsigned)*value);
         else out[n++] = *value;
     }
-    out[n++] = '"';
-    out[n] = 0;
+    memcpy(out + n, "\"", 2);
     return out;
 }
 
-/* Applies the KEY=VALUE arguments. */
-static void edit_all(const settings *s, document *d) {
-    char key[40];
-    int i;
-    for (i = 0; i < s->arg_count; i++) {
-        const char *value = strchr(s->args[i], '=');
-        snprintf(key, sizeof key, "%.*s", (int)(value - s->args[i]), s->args[i]);
-        if (!edit(d, key, value[1] ? as_json(key, value + 1) : NULL)) FAIL(REFUSED, "refused: %s: the config grows over 64 KiB", key);
-    }
-    parse(d);
-}
-
 /* ---- writing ---- */
-/* For a shell. */
-static void print_quoted(const char *text) {
-    if (*text && !text[strspn(text, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_./:@%+,-")]) {
-        printf("%s", text);
-        return;
-    }
-    putchar('\'');
-    for (; *text; text++) printf(*text == '\'' ? "'\\''" : "%c", *text);
-    putchar('\'');
+/* One more word of a command line, quoted for a shell. */
+static void print_word(const char *text) {
+    bool plain = *text && !text[strspn(text, LETTERS "0123456789_./:@%+,-")];
+    printf(plain ? " %s" : " '", text);
+    for (; !plain && *text; text++) printf(*text == '\'' ? "'\\''" : "%c", *text);
+    if (!plain) putchar('\'');
 }
 
 static void print_rollback(const settings *s) {
     const char *words[] = {s->program, "disable", "--name", s->name, "--region", s->region, "--endpoint-url", s->endpoint};
     size_t i;
-    printf("rollback: ");
-    for (i = 0; i < sizeof words / sizeof words[0]; i++) {
-        if (!words[i] || (i % 2 == 0 && !words[i + 1])) continue;
-        if (i) putchar(' ');
-        print_quoted(words[i]);
+    printf("rollback:");
+    for (i = 0; i < 8; i += 2) {
+        if (words[i + 1]) print_word(words[i]);
+        if (words[i + 1]) print_word(words[i + 1]);
     }
     putchar('\n');
 }
 
 static void print_change(const stored *old, const document *new) {
-    if (old->result == CHAOS_ERR_NOT_FOUND) printf("old: none\n");
-    else if (old->result != CHAOS_OK) printf("old: not readable\n");
-    else if (old->doc.bad.code) printf("old: %lu bytes that are no chaos config, not shown\n", (unsigned long)old->doc.len);
-    else printf("old: %s\n", old->doc.text);
+    if (old->result == CHAOS_OK && !old->doc.bad.code) printf("old: %s\n", old->doc.text);
+    else if (old->result == CHAOS_OK) printf("old: %lu bytes that are no chaos config, not shown\n", (unsigned long)old->doc.len);
+    else printf("old: %s\n", old->result == CHAOS_ERR_NOT_FOUND ? "none" : "not readable");
     printf("new: %s\n", new->text);
 }
 
-/* Everything about the new config itself: is it valid, does it end, will SSM take it? A config that is off is asked nothing
-   about its end. */
+/* All that is asked of the new config itself. About its end one that is off is asked nothing. */
 static int settle(const settings *s, document *d) {
     long long now = now_ms(), end;
-    char when[24], quoted[32] = "";
+    char when[24], quoted[32] = "\"never\"";
+    bool missing = d->config.enabled && !d->config.expires_ms && !s->expires && !s->no_expiry;
     if (d->bad.code) return invalid("the config is invalid", d);
-    if (s->expires) snprintf(quoted, sizeof quoted, "\"%s\"", utc(now + s->expires, when));
-    else if (s->no_expiry) snprintf(quoted, sizeof quoted, "\"never\"");
-    else if (d->config.enabled && !d->config.expires_ms) {
-        snprintf(quoted, sizeof quoted, "\"%s\"", utc(now + 30 * MINUTE, when));
-        say(DONE, "no end was given: added \"expiresAt\":%s, 30 minutes from now (--expires sets it)", quoted);
-    }
-    if (*quoted && !(edit(d, "expiresAt", quoted) && parse(d))) return invalid("with expiresAt the config is invalid", d);
+    if (!s->no_expiry) snprintf(quoted, sizeof quoted, "\"%s\"", utc(now + (s->expires ? s->expires : 30 * MINUTE), when));
+    if (missing) say(DONE, "no end was given: added \"expiresAt\":%s, 30 minutes from now (--expires sets it)", quoted);
+    if ((missing || s->expires || s->no_expiry) && !(edit(d, "expiresAt", quoted) && parse(d))) return invalid("with expiresAt", d);
     end = d->config.expires_ms;
     if (d->config.enabled && end < 0 && !s->no_expiry)
-        return say(REFUSED, "refused: \"expiresAt\" is \"never\", so it would run until somebody stops it: give --expires 10m, or "
-                            "--no-expiry if that is meant");
+        return say(REFUSED, "refused: \"expiresAt\" is \"never\": give --expires 10m, or --no-expiry if it is meant to run until stopped");
     if (d->config.enabled && end > now + DAY + 1000)
-        return say(REFUSED, "refused: the end, %s, is more than 24 h ahead: give --expires 10m, up to 24h", utc(end, when));
+        return say(REFUSED, "refused: the end, %s, is more than 24 h ahead: give --expires, at most 24h", utc(end, when));
     if (d->config.enabled && end >= 0 && end <= now)
         return say(REFUSED, "refused: the end, %s, is past, so nothing would happen: give --expires 10m", utc(end, when));
-    if (d->len > VALUE_MAX)
-        return say(REFUSED, "refused: the value has %lu bytes, SSM takes %d: shorten it", (unsigned long)d->len, VALUE_MAX);
-    if (strstr(d->text, "{{")) return say(REFUSED, "refused: \"{{\" stands in the value, which SSM forbids: write it otherwise");
+    if (d->len > VALUE_MAX) return say(REFUSED, "refused: it has %lu bytes, SSM takes %d: shorten it", (unsigned long)d->len, VALUE_MAX);
+    if (strstr(d->text, "{{")) return say(REFUSED, "refused: \"{{\" stands in the value, SSM forbids that: write it otherwise");
     return DONE;
 }
 
-static bool same_text(const chaos_config *a, chaos_text x, const chaos_config *b, chaos_text y) {
-    return x.len == y.len && !memcmp(a->text + x.at, b->text + y.at, x.len);
-}
-
-/* Does another experiment hold the parameter? */
+/* Is the parameter held by an experiment with another owner or name? */
 static int held(const settings *s, const stored *old, const document *new) {
     const chaos_config *a = &old->doc.config, *b = &new->config;
     chaos_state state = state_of(&old->doc, old->is.modified_ms);
-    char name[72], owner[72];
+    const char *name = text_of(a, a->name), *owner = text_of(a, a->owner);
     if (old->result != CHAOS_OK || (state != CHAOS_STATE_ON && state != CHAOS_STATE_DRY_RUN)) return DONE;
-    if (same_text(a, a->owner, b, b->owner) && same_text(a, a->name, b, b->name)) return DONE;
-    return say(REFUSED, "refused: %s is held by the experiment '%s' of '%s', %s: ask them, wait for the end, or use --force",
-               place(s, s->name), label(a, a->name, name), label(a, a->owner, owner), describe(&old->doc, old->is.modified_ms));
+    if (!strcmp(name, text_of(b, b->name)) && !strcmp(owner, text_of(b, b->owner))) return DONE;
+    return say(REFUSED, "refused: %s is held by another experiment (name '%s', owner '%s'), %s: ask them, wait for the end, or --force",
+               place(s, s->name), name, owner, describe(&old->doc, old->is.modified_ms));
 }
 
-static int lost_race(const settings *s, unsigned long long before, unsigned long long after) {
-    return say(LOST_RACE,
-               "lost a race: version %llu was there, version %llu is yours, so somebody else wrote in between, and yours is in force now; "
-               "look at theirs (chaos-ssm get --name %s:%llu), talk to them, and put or disable again",
-               before, after, s->name, before + 1);
-}
-
-/* The way of put, set and enable. old: what is stored; NULL = not read yet. */
-static int write_config(const settings *s, stored *old, document *new) {
-    static stored read;
+/* The way of put, set and enable. old: what is stored. */
+static int write_config(const settings *s, const stored *old, document *new) {
     chaos_ssm_value is;
     chaos_error err;
-    chaos_result result;
-    bool known, on;
-    int code = settle(s, new);
-    if (code) return code;
-    on = new->config.enabled;
-    if (!old) fetch(s, s->name, on ? READ_MS : STOP_READ_MS, old = &read);
-    known = old->result == CHAOS_OK || old->result == CHAOS_ERR_NOT_FOUND;
-    if (on && !s->force && !known) {
-        failed(s, "read", s->name, old->result, &old->err);
-        return say(COULD_NOT, "nothing was written: another experiment may hold it (--force writes all the same)");
-    }
-    if (on && !s->force && (code = held(s, old, new)) != DONE) return code;
-    result = store(s, s->name, new, &is, &err);
-    if (result != CHAOS_OK) return failed(s, "write", s->name, result, &err);
+    bool none = old->result == CHAOS_ERR_NOT_FOUND, known = none || old->result == CHAOS_OK;
+    if (new->config.enabled && !s->force && !known)
+        return failed(s, "read", s->name, &old->err,
+                      ", so nothing is written: another experiment may hold it (--force writes all the same)");
+    if (new->config.enabled && !s->force && held(s, old, new)) return REFUSED;
+    if (store(s, s->name, s->type ? s->type : none ? "String" : NULL, new, &is, &err) != CHAOS_OK)
+        return failed(s, "write", s->name, &err, "");
     say(DONE, "wrote version %llu of %s: %s", is.version, place(s, s->name), describe(new, 0));
-    if (known && is.version != old->is.version + 1) code = lost_race(s, old->is.version, is.version);
     print_change(old, new);
     print_rollback(s);
-    return code;
+    if (!known || is.version == old->is.version + 1) return DONE;
+    return say(LOST_RACE,
+               "lost a race: %llu was the version before, yours is %llu and in force: somebody else wrote in between. Look at theirs "
+               "(get --name %s:%llu), talk to them, then put it again or disable",
+               old->is.version, is.version, s->name, old->is.version + 1);
 }
 
 /* ---- commands ---- */
 static int run_put(const settings *s) {
+    static stored old;
     static document d;
+    int code;
     if (!s->value) return say(USAGE, "put needs --value JSON, --value @FILE or --value -");
     read_value(&d, s->value);
-    return write_config(s, NULL, &d);
+    if ((code = settle(s, &d)) != DONE) return code;
+    fetch(s, s->name, d.config.enabled ? READ_MS : STOP_MS, &old);
+    return write_config(s, &old, &d);
 }
 
 static int run_get(const settings *s) {
     static stored old;
     char when[24];
     fetch(s, s->name, READ_MS, &old);
-    if (old.result != CHAOS_OK) return failed(s, "read", s->name, old.result, &old.err);
+    if (old.result != CHAOS_OK) return failed(s, "read", s->name, &old.err, "");
     printf("%s\n", old.doc.text);
-    return say(DONE, "%s: version %llu (%s, by %s), changed %s, %s", place(s, s->name), old.is.version, old.is.type, old.is.way,
+    return say(DONE, "%s: version %llu, %s, by %s, changed %s, %s", place(s, s->name), old.is.version, old.is.type, old.is.way,
                old.is.modified_ms ? utc(old.is.modified_ms, when) : "at an unknown time", describe(&old.doc, old.is.modified_ms));
 }
 
-/* Edits what is stored. What turns it off works on any value, also one that cannot be read. */
+/* Edits what is stored. What turns it off works on anything that is stored, readable or not. */
 static int run_set(const settings *s) {
     static stored old;
     static document d;
     bool off = false;
-    int i;
+    int i, code;
     if (!s->arg_count) return say(USAGE, "set needs KEY=VALUE: chaos-ssm set errorRate=10 --name NAME");
     for (i = 0; i < s->arg_count; i++) {
-        size_t n = strspn(s->args[i], "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz");
+        size_t n = strspn(s->args[i], LETTERS);
         if (!n || n > 32 || s->args[i][n] != '=') return say(USAGE, "'%s' is not KEY=VALUE, KEY a top-level key of the config", s->args[i]);
         off = off || !strcmp(s->args[i], "enabled=false");
     }
-    fetch(s, s->name, off ? STOP_READ_MS : READ_MS, &old);
+    fetch(s, s->name, off ? STOP_MS : READ_MS, &old);
+    if (old.result == CHAOS_ERR_NOT_FOUND || (old.result != CHAOS_OK && !off)) return failed(s, "read", s->name, &old.err, "");
     d = old.doc;
-    if (old.result == CHAOS_ERR_NOT_FOUND || (old.result != CHAOS_OK && !off)) return failed(s, "read", s->name, old.result, &old.err);
-    if (d.bad.code && !off) return invalid("what is stored is invalid, put a new one", &d);
-    if (d.bad.code) take(&d, "{\"enabled\":false}");
-    edit_all(s, &d);
+    if (d.bad.code && !off) return invalid("what is stored is invalid; put a whole config", &d);
+    if (d.bad.code) take(&d, OFF_CONFIG);
+    for (i = 0; i < s->arg_count; i++) {
+        const char *value = strchr(s->args[i], '=') + 1;
+        char key[40];
+        snprintf(key, sizeof key, "%.*s", (int)(value - 1 - s->args[i]), s->args[i]);
+        if (!edit(&d, key, *value ? as_json(key, value) : NULL)) return say(REFUSED, "refused: %s: the config grows too large", key);
+    }
+    parse(&d);
+    if ((code = settle(s, &d)) != DONE) return code;
     return write_config(s, &old, &d);
 }
 
@@ -490,89 +458,80 @@ static int run_enable(const settings *s) {
     return run_set(&change);
 }
 
-/* The rollback of one parameter; nothing but SSM itself can keep it from writing. others: found below a path. */
-static int disable(const settings *s, const char *name, bool others) {
+/* The rollback of one parameter: nothing but SSM itself can keep it from writing. found: below a path, where other things may
+   be stored too; what no version of chaos.h can take for an order to be on stays as it is. */
+static int disable(const settings *s, const char *name, bool found) {
     static stored old;
     static document d;
     chaos_ssm_value is;
     chaos_error err;
     chaos_result result;
     bool kept;
-    fetch(s, name, STOP_READ_MS, &old);
+    fetch(s, name, STOP_MS, &old);
     if (old.result == CHAOS_ERR_NOT_FOUND)
-        return say(NOT_FOUND, "nothing is stored under %s: processes that read it are off; check --name, --region and --endpoint-url",
+        return say(NOT_FOUND, "nothing is stored under %s: processes that read it are off (check --name, --region, --endpoint-url)",
                    place(s, name));
-    if (others && old.result == CHAOS_OK && old.doc.bad.code && !strstr(old.doc.text, "enabled") && !strchr(old.doc.text, '\\'))
-        return say(DONE, "left alone %s: it is no chaos config and says nothing of \"enabled\", so processes that read it are off",
-                   place(s, name));
+    if (found && old.result == CHAOS_OK && old.doc.bad.code && !strstr(old.doc.text, "enabled") && !strchr(old.doc.text, '\\'))
+        return say(DONE, "left as it is: %s is no chaos config; a process that reads it is off", place(s, name));
     d = old.doc;
-    kept = old.result == CHAOS_OK && !d.bad.code && edit(&d, "enabled", "false") && parse(&d) && !d.config.enabled;
-    if (old.result != CHAOS_OK)
-        say(DONE, "could not read %s (%s: %s): writing the safe default", place(s, name), chaos_result_text(old.result), old.err.text);
-    else if (!kept) say(DONE, "what is stored under %s is invalid (%s): writing the safe default", place(s, name), old.doc.bad.text);
-    if (!kept) take(&d, "{\"enabled\":false}");
-    result = store(s, name, &d, &is, &err);
+    kept = !d.bad.code && edit(&d, "enabled", "false") && parse(&d);
+    if (old.result != CHAOS_OK) failed(s, "read", name, &old.err, ", so the safe default is written");
+    else if (!kept) say(DONE, "%s is invalid (%s), so the safe default is written", place(s, name), old.doc.bad.text);
+    if (!kept) take(&d, OFF_CONFIG);
+    result = store(s, name, NULL, &d, &is, &err);
     if (kept && (result == CHAOS_ERR_VALUE || result == CHAOS_ERR_TOO_LARGE)) {
-        say(DONE, "SSM does not take it with its other keys (%s): writing the safe default", err.text);
-        take(&d, "{\"enabled\":false}");
-        result = store(s, name, &d, &is, &err);
+        failed(s, "write", name, &err, ", so the safe default is written");
+        take(&d, OFF_CONFIG);
+        result = store(s, name, NULL, &d, &is, &err);
     }
-    if (result != CHAOS_OK) return failed(s, "write", name, result, &err);
+    if (result != CHAOS_OK) return failed(s, "write", name, &err, "");
     print_change(&old, &d);
-    if (old.result == CHAOS_OK && is.version != old.is.version + 1)
-        say(DONE, "somebody else wrote version %llu of %s in between; off is in force", old.is.version + 1, name);
-    return say(DONE, "wrote version %llu of %s: off; processes follow within their TTL, 10 s while on unless set otherwise", is.version,
-               place(s, name));
+    say(DONE, "wrote version %llu of %s: off; processes follow within their TTL, 10 s while on unless set", is.version, place(s, name));
+    if (old.result != CHAOS_OK || is.version == old.is.version + 1) return DONE;
+    return say(DONE, "somebody else wrote version %llu in between; off is in force", old.is.version + 1);
 }
 
 static int run_disable(const settings *s) {
     static char names[4 * CHAOS_SSM_BUFFER];
-    chaos_ssm_desc d = parameter(s, s->path, READ_MS);
+    const chaos_ssm_desc desc = {s->path, s->region, s->endpoint, NULL, READ_MS};
     chaos_ssm_value is;
     chaos_error err;
-    chaos_result result;
     char *name, *end;
     int total = 0, bad = 0;
     if (s->name) return disable(s, s->name, false);
-    result = chaos_ssm_list(&d, names, sizeof names, &is, &err);
-    if (result != CHAOS_OK) {
-        failed(s, "list", s->path, result, &err);
-        return say(result == CHAOS_ERR_NOT_FOUND ? NOT_FOUND : COULD_NOT,
-                   "nothing was stopped: name each parameter with --name, that needs no listing");
-    }
+    if (chaos_ssm_list(&desc, names, sizeof names, &is, &err) != CHAOS_OK)
+        bad = failed(s, "list all below", s->path, &err, " (--name NAME stops one without a list)") != DONE;
+    names[is.len] = 0; /* those that were listed before it failed are stopped too */
     for (name = names; *name; name = end) {
         end = name + strcspn(name, "\n");
         if (*end) *end++ = 0;
-        if (!*name) continue;
         total++;
         if (disable(s, name, true) != DONE) bad++;
     }
-    if (!total) return say(NOT_FOUND, "nothing is stored below %s; check --path, --region and --endpoint-url", place(s, s->path));
-    return say(bad ? COULD_NOT : DONE, "%d of %d parameters below %s are off%s", total - bad, total, place(s, s->path),
-               bad ? "; repeat this, or stop the others one by one" : "");
+    if (!total && !bad) return say(NOT_FOUND, "nothing is stored below %s (check --path, --region, --endpoint-url)", place(s, s->path));
+    return say(bad ? COULD_NOT : DONE, "%d found below %s: %s", total, place(s, s->path),
+               bad ? "not all are off, see above: repeat this, or stop them one by one" : "all are off");
 }
 
 static int run_check(const settings *s) {
     static document d;
-    static char text[CHAOS_CONFIG_INPUT_MAX * 2];
-    static char source[4100];
+    static char text[CHAOS_CONFIG_INPUT_MAX * 2], file[4096];
     const char *arg = s->arg_count == 1 ? s->args[0] : "";
-    bool direct = *skip_space(arg) == '{' || *arg == '@' || !strcmp(arg, "-");
+    bool json = *skip_space(arg) == '{', direct = json || *arg == '@' || !strcmp(arg, "-");
     if (!*arg) return say(USAGE, "check needs one FILE, JSON or - (stdin)");
-    if (!direct && (size_t)snprintf(source, sizeof source, "@%s", arg) >= sizeof source)
-        return say(USAGE, "'%.40s...' is no file name", arg);
-    read_value(&d, direct ? arg : source);
-    if (d.bad.code) return invalid(*skip_space(arg) == '{' ? "the config" : arg, &d);
+    snprintf(file, sizeof file, "@%s", arg);
+    read_value(&d, direct ? arg : file);
+    if (d.bad.code) return invalid(json ? "the config" : arg, &d);
     chaos_config_format(&d.config, text, sizeof text);
     printf("%s\n", text);
     if (d.len > VALUE_MAX) say(DONE, "note: it has %lu bytes, SSM takes %d", (unsigned long)d.len, VALUE_MAX);
-    if (strstr(d.text, "{{")) say(DONE, "note: \"{{\" stands in it, which SSM forbids");
+    if (strstr(d.text, "{{")) say(DONE, "note: \"{{\" stands in it, SSM forbids that");
     return DONE;
 }
 
 /* ---- explain: the rolls are those of the manual of chaos.h ---- */
 static unsigned long long mix(unsigned long long x) {
-    x = (x + 0x9e3779b97f4a7c15ull) & 0xffffffffffffffffull;
+    x += 0x9e3779b97f4a7c15ull;
     x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9ull;
     x = (x ^ x >> 27) * 0x94d049bb133111ebull;
     return x ^ x >> 31;
@@ -584,10 +543,11 @@ static unsigned long long hash(const char *text) {
     return h;
 }
 
-static unsigned slot(const char *instance) { return (unsigned)((mix(hash(instance)) >> 32) * 100 >> 32); }
+/* The upper half of a hash, scaled to 0..n-1. */
+static unsigned scaled(unsigned long long x, unsigned n) { return (unsigned)((x >> 32) * n >> 32); }
 
 static const char *find_header(void *user, const char *name, size_t *len) {
-    const settings *s = (const settings *)user;
+    const settings *s = *(const settings **)user;
     size_t n = strlen(name);
     int i;
     for (i = 0; i < s->header_count; i++) {
@@ -607,7 +567,6 @@ static bool takes_part(const chaos_config *config, const char *instance) {
     chaos_report report;
     chaos *c;
     open = *config;
-    open.enabled = true;
     open.expires_ms = -1;
     chaos_config_format(&open, text, sizeof text);
     memset(&desc, 0, sizeof desc);
@@ -615,49 +574,13 @@ static bool takes_part(const chaos_config *config, const char *instance) {
     desc.instance = instance;
     desc.quiet = desc.no_thread = true;
     unsetenv("CHAOS_DISABLE"); /* the question is not what this shell would do */
-    c = chaos_open(&desc, NULL);
-    if (!c) FAIL(COULD_NOT, "cannot open the config: out of memory");
+    if (!(c = chaos_open(&desc, NULL))) FAIL(COULD_NOT, "cannot open the config: out of memory");
     chaos_stats(c, &report);
     chaos_close(c);
     return report.state != CHAOS_STATE_NOT_CANARY;
 }
 
-static void print_chances(const chaos_fault *f) {
-    static const char *const latencies[] = {"%u ms", "%u to %u ms", "mean %u ms, at most %u", "p50 %u, p95 %u, p99 %u, at most %u ms"};
-    double delayed = (100 - f->error_rate) * f->latency_rate / 100.0 * (f->latency_kind || f->latency[0]);
-    printf("chances: %u %% %s", f->error_rate, chaos_kind_text(f->error_mode));
-    if (f->error_mode == CHAOS_STATUS) printf(" %u", f->error_status);
-    printf("%s, %g %% delayed", f->error_after ? " after the handler" : "", delayed);
-    if (delayed > 0) {
-        printf(" by ");
-        printf(latencies[f->latency_kind], f->latency[0], f->latency[1], f->latency[2], f->latency[3]);
-    }
-    printf(", %g %% untouched", 100 - f->error_rate - delayed);
-    printf(f->bandwidth ? " but for bandwidth %u KiB/s\n" : "\n", f->bandwidth);
-}
-
-static void print_roll(const char *what, const char *key, unsigned roll, unsigned rate) {
-    printf("roll: %s %u of 0..9999: %s the %u of %s %u\n", what, roll, roll < rate * 100 ? "below" : "not below", rate * 100, key, rate);
-}
-
-static void print_rolls(const chaos_config *c, const chaos_fault *f, const char *rule, const chaos_verdict *v) {
-    unsigned long long base = mix(c->seed ^ (*rule ? hash(rule) : 0));
-    print_roll("error", "errorRate", v->roll, f->error_rate);
-    if (v->roll >= f->error_rate * 100u && f->latency_rate < 100)
-        print_roll("delay", "latencyRate", (unsigned)((mix((base ^ v->key) + 2 * 0xd1342543de82ef95ull) >> 32) * 10000 >> 32),
-                   f->latency_rate);
-}
-
-static void print_verdict(const chaos_verdict *v) {
-    printf("verdict: %s", chaos_kind_text(v->kind));
-    if (v->status) printf(" %u", v->status);
-    if (v->kind >= CHAOS_STATUS && v->after) printf(" after the handler");
-    if (v->delay_us) printf(" %g ms", v->delay_us / 1e3);
-    if (v->bandwidth) printf(", paced to %u KiB/s", v->bandwidth);
-    putchar('\n');
-}
-
-/* The config with every request that matches failed: what then still passes was not matched, or is excluded. */
+/* c with every request that matches failed: what then still passes was not matched, or is excluded. */
 static chaos_verdict probe(const chaos_config *c, const chaos_request *req, bool rules, bool exclude) {
     static chaos_config all;
     int i;
@@ -669,49 +592,75 @@ static chaos_verdict probe(const chaos_config *c, const chaos_request *req, bool
     return chaos_judge(&all, req, 0);
 }
 
-/* The whole way of one request through c, as if it were on; gate: why it passes all the same, NULL = it does not. */
+/* "error 503 after the handler". */
+static const char *fault_text(int kind, unsigned status, bool after, char out[64]) {
+    snprintf(out, 64, status ? "%s %u%s" : "%s%.0u%s", chaos_kind_text(kind), status, after ? " after the handler" : "");
+    return out;
+}
+
+static void print_chances(const chaos_fault *f) {
+    static const char *const forms[] = {"%u ms", "%u to %u ms", "mean %u, at most %u ms", "p50 %u, p95 %u, p99 %u, at most %u ms"};
+    double delayed = f->latency_kind || f->latency[0] ? (100 - f->error_rate) * f->latency_rate / 100.0 : 0;
+    char fault[64], latency[80];
+    snprintf(latency, sizeof latency, forms[f->latency_kind], f->latency[0], f->latency[1], f->latency[2], f->latency[3]);
+    print("chances: %u %% %s, %g %% delayed by %s, %g %% neither%s", f->error_rate,
+          fault_text(f->error_mode, f->error_mode == CHAOS_STATUS ? f->error_status : 0, f->error_after, fault), delayed, latency,
+          100 - f->error_rate - delayed, f->bandwidth ? "; replies that are not failed are paced" : "");
+}
+
+static void print_roll(const char *what, unsigned roll, const char *key, unsigned rate) {
+    print("roll: %s %u of 0..9999, %sbelow the %u of %s %u", what, roll, roll < rate * 100 ? "" : "not ", rate * 100, key, rate);
+}
+
+static void print_rolls(const chaos_config *c, const chaos_fault *f, const chaos_verdict *v) {
+    unsigned long long rule = v->rule ? hash(text_of(c, c->rules[v->rule - 1].name)) : 0;
+    print_roll("error", v->roll, "errorRate", f->error_rate);
+    if (v->roll >= f->error_rate * 100u && f->latency_rate < 100)
+        print_roll("delay", scaled(mix((mix(c->seed ^ rule) ^ v->key) + 2 * 0xd1342543de82ef95ull), 10000), "latencyRate", f->latency_rate);
+}
+
+/* Which instances take part; false = this one does not. */
+static bool explain_instance(const settings *s, const chaos_config *c) {
+    bool in = !s->instance || takes_part(c, s->instance);
+    if (s->instance)
+        print("instance: %s; its canary slot is %u of 0..99, canary %u takes those below it%s", in ? "takes part" : "does not take part",
+              scaled(mix(hash(s->instance)), 100), c->canary, c->instances.count ? "; `instances` must fit too" : "");
+    else if (c->canary < 100 || c->instances.count) print("instance: not every one takes part (--instance ID tells)");
+    return in;
+}
+
+/* The way of one request through c, as if it were on; gate: why it passes all the same, NULL = it does not. */
 static void explain(const settings *s, chaos_config *c, const chaos_request *req, const char *gate) {
     chaos_verdict v = probe(c, req, true, false);
     const chaos_fault *f = v.rule ? &c->rules[v.rule - 1].fault : &c->fault;
-    const char *rule = v.rule ? c->text + c->rules[v.rule - 1].name.at : "";
-    char name[72];
-    if (s->instance && takes_part(c, s->instance)) {
-        printf("instance: takes part: canary slot %u of 0..99 is below %u\n", slot(s->instance), c->canary);
-    } else if (s->instance) {
-        printf("instance: does not take part: canary slot %u of 0..99, canary %u%s\n", slot(s->instance), c->canary,
-               c->instances.count ? ", and there is a list of instances" : "");
-        gate = "this instance does not take part";
-    } else if (c->canary < 100 || c->instances.count) {
-        printf("instance: not every one takes part (--instance ID tells)\n");
-    }
+    char fault[64];
+    if (!explain_instance(s, c)) gate = "this instance does not take part";
     if (!v.kind) {
-        printf("match: none: %s\nverdict: pass\n", probe(c, req, false, false).kind ? "no rule fits" : "the top-level match does not fit");
+        print("match: none: %s", probe(c, req, false, false).kind ? "no rule fits" : "the top-level match does not fit");
+        print("verdict: pass");
         return;
     }
-    if (v.rule) printf("match: rule %u, '%s'\n", v.rule, label(c, c->rules[v.rule - 1].name, name));
-    else printf("match: the top level, there are no rules\n");
-    if (!probe(c, req, true, true).kind) {
-        printf("exclude: fits\n");
-        gate = "exclude spares it";
-    }
+    if (v.rule) print("match: rule %u, '%s'", v.rule, text_of(c, c->rules[v.rule - 1].name));
+    else print("match: the top level, there are no rules");
+    if (!probe(c, req, true, true).kind) print("exclude: %s", gate = "exclude spares this request");
     print_chances(f);
     c->default_exclude = false;
     c->exclude.count = 0;
     v = chaos_judge(c, req, s->key ? hash(s->key) : 0);
-    if (!s->key) printf("roll: each request rolls afresh (--key KEY tells of one key)\n");
-    else if (!c->has_seed)
-        printf("roll: the config has no seed, so each process draws its own, and the key fails in some and not in others\n");
-    else print_rolls(c, f, rule, &v);
-    printf("verdict: ");
-    if (gate) printf("pass, because %s; else ", gate);
-    if (s->key && c->has_seed) print_verdict(&v);
-    else printf("by the chances above\n");
+    fault_text(v.kind, v.status, v.after, fault);
+    if (s->key && c->has_seed) print_rolls(c, f, &v);
+    else if (s->key) print("roll: without a seed each process draws its own, so this key may fail in one and not in another");
+    else print("roll: each request rolls afresh (--key KEY tells of one key)");
+    if (!s->key || !c->has_seed) snprintf(fault, sizeof fault, "by these chances");
+    if (gate) print("verdict: pass, because %s; else: %s", gate, fault);
+    else if (v.delay_us && s->key && c->has_seed) print("verdict: %s, %g ms", fault, v.delay_us / 1e3);
+    else print("verdict: %s", fault);
 }
 
 static int run_explain(const settings *s) {
     static stored from;
     static char method[32], path[4096];
-    chaos_request req = {method, 0, path, 0, NULL, 0, find_header, NULL};
+    const chaos_request req = {method, 0, path, 0, NULL, 0, find_header, &s};
     chaos_state state;
     int i;
     if (!s->request || sscanf(s->request, "%31[A-Z] %4095[!-~]", method, path) != 2 || *path != '/')
@@ -721,12 +670,11 @@ static int run_explain(const settings *s) {
     if (!s->name == !s->value) return say(USAGE, "explain needs --name NAME or --value JSON, and not both");
     if (s->value) read_value(&from.doc, s->value);
     else fetch(s, s->name, READ_MS, &from);
-    if (s->name && from.result != CHAOS_OK) return failed(s, "read", s->name, from.result, &from.err);
+    if (s->name && from.result != CHAOS_OK) return failed(s, "read", s->name, &from.err, "");
     if (from.doc.bad.code) return invalid("the config is invalid, so it is off", &from.doc);
     state = state_of(&from.doc, from.is.modified_ms);
-    printf("request: %s %s\nstate: %s\n", method, path, describe(&from.doc, from.is.modified_ms));
+    print("state: %s", describe(&from.doc, from.is.modified_ms));
     from.doc.config.enabled = true;
-    req.user = (void *)(size_t)s;
     explain(s, &from.doc.config, &req,
             state == CHAOS_STATE_ON        ? NULL
             : state == CHAOS_STATE_DRY_RUN ? "it is a dry run"
@@ -743,40 +691,31 @@ static void on_stop(int sig) {
     stopping = 1;
 }
 
-/* What distinguishes two looks, and what is said of the last one. */
-static void look(const settings *s, stored *now, char id[64], char text[700]) {
-    fetch(s, s->name, STOP_READ_MS, now);
-    if (now->result == CHAOS_OK) {
-        snprintf(id, 64, "%llu %d", now->is.version, (int)state_of(&now->doc, now->is.modified_ms));
-        snprintf(text, 700, "version %llu, %s", now->is.version, describe(&now->doc, now->is.modified_ms));
-    } else {
-        snprintf(id, 64, "%s", chaos_result_text(now->result));
-        snprintf(text, 700, "%s: %s", id, now->err.text);
-    }
-}
-
 static int run_watch(const settings *s) {
     static stored now;
-    char id[64], last[64] = "", text[700], when[24];
-    int ms = s->interval ? s->interval : 5000;
-    struct timespec pause = {ms / 1000, ms % 1000 * 1000000L};
+    const int ms = s->interval ? s->interval : 5000;
+    const struct timespec pause = {ms / 1000, ms % 1000 * 1000000L};
+    char id[64], last[64] = "", when[24]; /* id: what distinguishes two looks */
     struct sigaction act;
-    sigset_t stop, open;
+    sigset_t open;
     memset(&act, 0, sizeof act);
     act.sa_handler = on_stop;
     sigaction(SIGINT, &act, NULL);
     sigaction(SIGTERM, &act, NULL);
-    sigemptyset(&stop);
-    sigaddset(&stop, SIGINT);
-    sigaddset(&stop, SIGTERM);
     while (!stopping) {
-        look(s, &now, id, text);
+        fetch(s, s->name, STOP_MS, &now);
+        if (now.result != CHAOS_OK) snprintf(id, sizeof id, "%s", chaos_result_text(now.result));
+        else snprintf(id, sizeof id, "version %llu %d", now.is.version, (int)state_of(&now.doc, now.is.modified_ms));
         if (!stopping && strcmp(id, last)) {
-            printf("%s %s\n", utc(now_ms(), when), text);
+            if (now.result != CHAOS_OK) print("%s %s: %s", utc(now_ms(), when), id, now.err.text);
+            else print("%s version %llu, %s", utc(now_ms(), when), now.is.version, describe(&now.doc, now.is.modified_ms));
             fflush(stdout);
             strcpy(last, id);
         }
-        pthread_sigmask(SIG_BLOCK, &stop, &open); /* from here on a signal ends the pause, and none is missed */
+        sigemptyset(&act.sa_mask);
+        sigaddset(&act.sa_mask, SIGINT);
+        sigaddset(&act.sa_mask, SIGTERM);
+        pthread_sigmask(SIG_BLOCK, &act.sa_mask, &open); /* from here on a signal ends the pause, none is missed */
         if (!stopping) pselect(0, NULL, NULL, NULL, &pause, &open);
         pthread_sigmask(SIG_SETMASK, &open, NULL);
     }
@@ -784,35 +723,41 @@ static int run_watch(const settings *s) {
 }
 
 /* ---- the command line ---- */
+typedef struct command {
+    const char *name;
+    char letter;
+    int (*run)(const settings *s);
+    const char *usage, *help;
+} command;
+
 static const command commands[] = {
     {"put", 'p', run_put, "--name NAME --value JSON", "validate and write a config"},
-    {"get", 'g', run_get, "--name NAME", "print the value; version, change and state on stderr"},
-    {"set", 's', run_set, "KEY=VALUE... --name NAME", "change these keys, keep the rest; KEY= removes one"},
+    {"get", 'g', run_get, "--name NAME", "print the value; version, date and state go to stderr"},
+    {"set", 's', run_set, "KEY=VALUE.. --name NAME", "change these keys, keep the rest; KEY= removes one"},
     {"enable", 'e', run_enable, "--name NAME --expires TIME", "switch on what is stored, with a fresh end"},
     {"disable", 'd', run_disable, "--name NAME | --path /PREFIX/", "the rollback: off at once, whatever is stored"},
     {"check", 'c', run_check, "FILE | JSON | -", "validate a config, print its canonical form"},
-    {"explain", 'x', run_explain, "--request 'GET /PATH' (--name NAME | --value JSON)", "why a request fails, or does not"},
-    {"watch", 'w', run_watch, "--name NAME", "print each change of version and state"},
+    {"explain", 'x', run_explain, "--request .. (--name | --value)", "why a request fails, or does not"},
+    {"watch", 'w', run_watch, "--name NAME", "print each change of version and state until stopped"},
 };
 #define COMMANDS (sizeof commands / sizeof commands[0])
 
 static int print_help(void) {
     size_t i, c;
     printf("usage: chaos-ssm COMMAND ...\n\n");
-    for (c = 0; c < COMMANDS; c++) printf("  %s %s\n      %s\n", commands[c].name, commands[c].usage, commands[c].help);
-    printf("\nTIME is 250ms, 10s, 5m, 2h or milliseconds. In brackets: what holds when the flag is not given.\n\n");
+    for (c = 0; c < COMMANDS; c++) printf("  %-8s%-33s%s\n", commands[c].name, commands[c].usage, commands[c].help);
+    printf("\nTIME is 250ms, 10s, 5m, 2h or milliseconds. Before the colon: the commands that take the flag; in brackets: what holds "
+           "without it.\n\n");
     for (i = 0; i < SETTINGS; i++) {
-        const setting *f = &table[i];
-        int n = printf("  %s %s", f->flag, f->value);
-        printf("%*s%s", 26 - n, "", f->help);
+        int n = printf("  %s %s", table[i].flag, table[i].value);
+        printf("%*s", 25 - n, "");
         for (c = 0; c < COMMANDS; c++)
-            if (strchr(f->letters, commands[c].letter))
-                printf("%s%s", strchr(f->letters, commands[c].letter) == f->letters ? "; " : " ", commands[c].name);
-        printf("\n");
+            if (strchr(table[i].letters, commands[c].letter)) printf(" %s", commands[c].name);
+        printf("%s %s\n", *table[i].letters ? ":" : "", table[i].help);
     }
     printf("\nExit code: 0 done; 1 could not (unreachable, denied, throttled, no way to SSM, a file); 2 bad usage; 3 refused (invalid,\n"
            "too large, `{{`, end past or over 24 h ahead, held by another experiment, or refused by SSM); 4 nothing stored under that\n"
-           "name; 5 written, but somebody else wrote in between. What is written as off is never refused for its end or its holder.\n\n"
+           "name; 5 written, but somebody else wrote in between. What is off is never asked for its end or its holder.\n\n"
            "  chaos-ssm put --name /shop/prod/chaos --value '{\"enabled\":true,\"errorRate\":5,\"owner\":\"ana\"}' --expires 10m\n"
            "  chaos-ssm disable --name /shop/prod/chaos\n");
     return DONE;
@@ -820,87 +765,74 @@ static int print_help(void) {
 
 /* 250ms, 10s, 5m, 2h or milliseconds; -1 = not a time, or more than an int holds. */
 static int duration(const char *text) {
-    static const struct unit {
-        const char *name;
-        int ms;
-    } units[] = {{"", 1}, {"ms", 1}, {"s", 1000}, {"m", 60000}, {"h", 3600000}};
+    static const char *const units[] = {"", "ms", "s", "m", "h"};
+    static const int sizes[] = {1, 1, 1000, 60000, 3600000};
     long long n = 0;
     const char *p = text;
-    size_t i;
+    int i = 0;
     while (isdigit((unsigned char)*p) && n <= INT_MAX) n = n * 10 + (*p++ - '0');
-    for (i = 0; i < sizeof units / sizeof units[0] && p > text; i++)
-        if (!strcmp(p, units[i].name)) return n * units[i].ms > INT_MAX ? -1 : (int)(n * units[i].ms);
-    return -1;
+    while (i < 5 && strcmp(p, units[i])) i++;
+    return p == text || i == 5 || n * sizes[i] > INT_MAX ? -1 : (int)(n * sizes[i]);
 }
 
 static void set(settings *out, const setting *f, const char *value) {
     void *at = (char *)out + f->at;
-    if (f->kind == TEXT) {
-        memcpy(at, &value, sizeof value);
-    } else if (f->kind == LIST) {
-        if (out->header_count == MAX_ARGS) FAIL(USAGE, "%s: at most %d", f->flag, MAX_ARGS);
-        out->headers[out->header_count++] = value;
-    } else if (f->kind == SWITCH) {
-        *(bool *)at = true;
-    } else {
-        int ms = duration(value);
-        if (ms < 0) FAIL(USAGE, "%s: '%s' is not a time: write 10s, 5m, 2h", f->flag, value);
-        if (ms < 100) FAIL(USAGE, "%s: %s is under 100 ms: write 10s, 5m, 2h", f->flag, value);
-        *(int *)at = ms;
+    int ms = f->kind == TIME ? duration(value) : 0;
+    if (f->kind == TIME && ms < 100) FAIL(USAGE, "%s: '%s' is no time of 100 ms or more: write 10s, 5m, 2h", f->flag, value);
+    if (f->kind == LIST && out->header_count == MAX_ARGS) FAIL(USAGE, "%s: at most %d", f->flag, MAX_ARGS);
+    switch (f->kind) {
+    case TEXT: *(const char **)at = value; break;
+    case LIST: out->headers[out->header_count++] = value; break;
+    case TIME: *(int *)at = ms; break;
+    case SWITCH: *(bool *)at = true; break;
     }
 }
 
-static const setting *find(const char *flag, size_t len) {
-    size_t i;
-    for (i = 0; i < SETTINGS; i++)
-        if (strlen(table[i].flag) == len && !strncmp(table[i].flag, flag, len)) return &table[i];
-    FAIL(USAGE, "unknown flag '%.*s' (see --help)", (int)len, flag);
-}
-
-/* Flags as --flag VALUE or --flag=VALUE, anywhere; all else is an argument. */
+/* Flags as --flag VALUE or --flag=VALUE, anywhere behind the command; all else is an argument of it. */
 static void read_settings(settings *out, const command *c, int argc, char **argv) {
     int i;
     for (i = c ? 2 : 1; i < argc; i++) {
-        const char *flag = argv[i], *value;
+        const char *flag = argv[i], *value = strchr(flag, '=');
         size_t len = strcspn(flag, "=");
-        const setting *f;
+        const setting *f = table;
         if (strncmp(flag, "--", 2)) {
             if (!c) FAIL(USAGE, "'%s' is no command (see --help)", flag);
-            if (!strchr("sc", c->letter)) FAIL(USAGE, "%s: unexpected argument '%s' (see --help)", c->name, flag);
-            if (out->arg_count == MAX_ARGS) FAIL(USAGE, "%s: at most %d arguments", c->name, MAX_ARGS);
+            if (!strchr("sc", c->letter) || out->arg_count == MAX_ARGS) FAIL(USAGE, "%s: unexpected argument '%s'", c->name, flag);
             out->args[out->arg_count++] = flag;
             continue;
         }
-        f = find(flag, len);
+        while (f < table + SETTINGS && (strlen(f->flag) != len || strncmp(f->flag, flag, len))) f++;
+        if (f == table + SETTINGS) FAIL(USAGE, "unknown flag '%.*s' (see --help)", (int)len, flag);
         if (*f->letters && !(c && strchr(f->letters, c->letter)))
             FAIL(USAGE, "%s does not go with %s (see --help)", f->flag, c ? c->name : "no command");
-        value = flag[len] ? flag + len + 1 : NULL;
         if (!*f->value && value) FAIL(USAGE, "%s takes no value", f->flag);
-        if (*f->value && !value && ++i < argc) value = argv[i];
-        if (*f->value && (!value || !*value)) FAIL(USAGE, "%s needs a value: %s %s", f->flag, f->flag, f->value);
+        value = value ? value + 1 : *f->value && i + 1 < argc ? argv[++i] : "";
+        if (*f->value && !*value) FAIL(USAGE, "%s needs a value: %s %s", f->flag, f->flag, f->value);
         set(out, f, value);
     }
 }
 
-static const char *first_of(const char *given, const char *a, const char *b) {
+static const char *variable(const char *a, const char *b) {
     const char *first = getenv(a), *second = getenv(b);
-    return given ? given : first && *first ? first : second && *second ? second : NULL;
+    return first && *first ? first : second && *second ? second : NULL;
 }
 
-/* What the flags of one command ask of each other. */
-static void check_settings(const settings *s, const command *c) {
+/* What the flags of one command ask of each other; then what the environment says where they do not. */
+static void complete(settings *s, const command *c) {
+    const char *ignore = getenv("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS");
     if (strchr("pgsew", c->letter) && !s->name) FAIL(USAGE, "%s needs --name NAME", c->name);
     if (c->letter == 'd' && !s->name == !s->path) FAIL(USAGE, "disable needs --name NAME or --path /PREFIX/, and not both");
     if (s->path && *s->path != '/') FAIL(USAGE, "--path: '%s' does not begin with /", s->path);
     if (s->type && strcmp(s->type, "String") && strcmp(s->type, "SecureString"))
         FAIL(USAGE, "--type: '%s' is not String or SecureString", s->type);
     if (s->expires && s->no_expiry) FAIL(USAGE, "--expires and --no-expiry contradict each other");
+    if (!s->region) s->region = variable("AWS_REGION", "AWS_DEFAULT_REGION");
+    if (!s->endpoint && !(ignore && !strcasecmp(ignore, "true"))) s->endpoint = variable("AWS_ENDPOINT_URL_SSM", "AWS_ENDPOINT_URL");
 }
 
 int main(int argc, char **argv) {
     static settings s;
     const command *c = NULL;
-    const char *ignore = getenv("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS");
     size_t i;
     for (i = 0; i < COMMANDS && argc > 1; i++)
         if (!strcmp(commands[i].name, argv[1])) c = &commands[i];
@@ -908,9 +840,7 @@ int main(int argc, char **argv) {
     read_settings(&s, c, argc, argv);
     if (s.help) return print_help();
     if (s.version) return printf("chaos-ssm %s\nconfig sources: %s\n", chaos_version(), chaos_sources()) < 0;
-    if (!c) return say(USAGE, "a command is missing: put get set enable disable check explain watch (see --help)");
-    check_settings(&s, c);
-    s.region = first_of(s.region, "AWS_REGION", "AWS_DEFAULT_REGION");
-    if (!ignore || strcasecmp(ignore, "true")) s.endpoint = first_of(s.endpoint, "AWS_ENDPOINT_URL_SSM", "AWS_ENDPOINT_URL");
+    if (!c) FAIL(USAGE, "a command is missing: put get set enable disable check explain watch (see --help)");
+    complete(&s, c);
     return c->run(&s);
 }

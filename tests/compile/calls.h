@@ -31,6 +31,8 @@ static int calls_config(void) {
     request.method_len = request.path_len = request.key_len = 0;
     request.header = NULL;
     request.user = NULL;
+    request.id = NULL;
+    request.delay_limit_us = 0;
     verdict = chaos_judge(&config, &request, 1);
     CALLS_NEED(verdict.kind == CHAOS_STATUS && verdict.status == 503);
     CALLS_NEED(chaos_kind_text(CHAOS_RESET)[0] == 'r');
@@ -84,6 +86,8 @@ static int calls_handle(void) {
     request.method_len = request.path_len = request.key_len = 0;
     request.header = NULL;
     request.user = NULL;
+    request.id = NULL;
+    request.delay_limit_us = 0;
     verdict = chaos_decide(c, &request);
     CALLS_NEED(verdict.kind == CHAOS_STATUS && verdict.status == 418);
     chaos_wait(c, &verdict);
