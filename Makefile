@@ -20,7 +20,7 @@ curl_flags := -DCHAOS_WITH_CURL $(shell pkg-config --cflags libcurl)
 curl_libs := $(shell pkg-config --libs libcurl)
 endif
 
-programs := $(build)/chaos-proxy $(build)/chaos-ssm $(build)/chaos-upstream $(build)/chaos-middleware $(build)/chaos-lambda $(build)/chaos-layer
+programs := $(patsubst examples/%.c,$(build)/chaos-%,$(filter-out examples/demo.c,$(wildcard examples/*.c)))
 tests := $(patsubst tests/%.c,%,$(wildcard tests/unit/*.c tests/net/*.c tests/regress/*.c))
 fuzzers := $(filter-out standalone,$(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/*.c)))
 # Not tests: what they share, and the comparison with nginx and HAProxy, which is for CI.
