@@ -15,7 +15,8 @@
      errorMode status reset close hang truncate corrupt                       errorWhen before|after     errorBody <= 1024 bytes
      retryAfter s 0..86400   bandwidth KiB/s   match {methods,paths,headers}  exclude [path globs] (health checks)
      instances [globs]   expiresAt RFC 3339 UTC, epoch s or "never"   maxFaults, maxConcurrent 0..4096 (0 = no limit)
-     seed 0..2^53-1   dryRun bool   name, owner, note   rules [<= 16 of name, match, fault keys]   (events, guard: not yet)
+     seed 0..2^53-1   dryRun bool   name, owner, note   rules [<= 16 of name, match, fault keys]   (guard: not yet)
+     events [http direct async sqs stream] (http, direct): in Lambda, the sources whose invocations may be touched
      Rules inherit the top level's fault keys; the first whose match fits decides; with rules, no match passes. `*` in a path
      glob stops at '/', `**` does not; in header and instance globs both match anything. Paths over 1,024 bytes always pass.
      truncate cuts a body of known length at its half, another one in its first piece; corrupt inverts one byte in 64, from the
@@ -38,6 +39,10 @@
      AWS_CONTAINER_CREDENTIALS_RELATIVE_URI and _FULL_URI, AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE and _TOKEN,
      AWS_EC2_METADATA_DISABLED, AWS_EC2_METADATA_SERVICE_ENDPOINT, AWS_LAMBDA_RUNTIME_API (we are in Lambda),
      PARAMETERS_SECRETS_EXTENSION_HTTP_PORT, AWS_APPCONFIG_EXTENSION_HTTP_PORT.
+   Lambda: http is API Gateway (REST, HTTP, WebSocket), Function URLs and ALB: an injected error is a reply of their shape. All
+     others fail by /error, Function.ChaosInjected: direct = not recognised; async = SNS, S3, EventBridge and other Records; sqs;
+     stream = Kinesis, DynamoDB, Kafka, MQ, Firehose. Never touched: authorizers, CloudFormation custom resources, CodePipeline
+     jobs, CodeDeploy hooks, Cognito triggers. CHAOS_EMF=1: a line of CloudWatch's Embedded Metric Format a fault, on stdout.
    Environment: CHAOS_CONFIG, CHAOS_DISABLE=1 (off, whatever else), CHAOS_INSTANCE or AWS_LAMBDA_LOG_STREAM_NAME or
      ECS_CONTAINER_METADATA_URI_V4 or the host name, CHAOS_SERVICE or AWS_LAMBDA_FUNCTION_NAME.
    Memory: one block in chaos_open (about 160 KB), one for each proxy run and worker; nothing on the way of a request.
@@ -4997,19 +5002,26 @@ typedef enum chaosi_shape {
 static const unsigned chaosi_shape_bit[] = {1u << 1, 1, 1, 1, 1, 1, 1u << 3, 1u << 2, 1u << 4, 0};
 
 /* The members of an event that tell, found in one pass. */
-#define CHAOSI_MEMBERS(X)                                                                                                           \
-    X(CONTEXT, "requestContext")                                                                                                    \
-    X(VERSION, "version")                                                                                                           \
-    X(METHOD, "httpMethod")                                                                                                         \
-    X(RAW_PATH, "rawPath")                                                                                                          \
-    X(PATH, "path") X(HEADERS, "headers") X(MULTI_HEADERS, "multiValueHeaders") X(RECORDS, "Records") X(DETAIL_TYPE, "detail-type") \
-        X(SOURCE, "eventSource") X(METHOD_ARN, "methodArn") X(ROUTE_ARN, "routeArn") X(RESPONSE_URL, "ResponseURL")                 \
-            X(PIPELINE, "CodePipeline.job") X(HOOK, "LifecycleEventHookExecutionId") X(TRIGGER, "triggerSource")                    \
-                X(DELIVERY, "deliveryStreamArn")
-#define CHAOSI_MEMBER_ID(id, name)   CHAOSI_M_##id,
-#define CHAOSI_MEMBER_NAME(id, name) name,
-enum { CHAOSI_MEMBERS(CHAOSI_MEMBER_ID) CHAOSI_M_COUNT };
-static const char *const chaosi_members[] = {CHAOSI_MEMBERS(CHAOSI_MEMBER_NAME)};
+enum chaosi_member {
+    CHAOSI_M_CONTEXT,
+    CHAOSI_M_VERSION,
+    CHAOSI_M_METHOD,
+    CHAOSI_M_RAW_PATH,
+    CHAOSI_M_PATH,
+    CHAOSI_M_HEADERS,
+    CHAOSI_M_MULTI_HEADERS,
+    CHAOSI_M_RECORDS,
+    CHAOSI_M_DETAIL_TYPE,
+    CHAOSI_M_SOURCE,
+    CHAOSI_M_DELIVERY,
+    CHAOSI_M_SPARED, /* from here: somebody's control plane */
+    CHAOSI_M_COUNT = CHAOSI_M_SPARED + 6
+};
+static const char *const chaosi_members[] = {"requestContext", "version",     "httpMethod",        "rawPath",
+                                             "path",           "headers",     "multiValueHeaders", "Records",
+                                             "detail-type",    "eventSource", "deliveryStreamArn", "methodArn",
+                                             "routeArn",       "ResponseURL", "CodePipeline.job",  "LifecycleEventHookExecutionId",
+                                             "triggerSource"};
 
 typedef struct chaosi_invocation {
     chaosi_span member[CHAOSI_M_COUNT]; /* JSON of the value; at NULL = not there */
@@ -5066,9 +5078,9 @@ CHAOSI_FN chaosi_shape chaosi_record_shape(const chaosi_invocation *e) {
 CHAOSI_FN chaosi_shape chaosi_shape_of(const chaosi_invocation *e) {
     const chaosi_span *m = e->member, context = m[CHAOSI_M_CONTEXT];
     char version[8];
-    if (m[CHAOSI_M_METHOD_ARN].at || m[CHAOSI_M_ROUTE_ARN].at || m[CHAOSI_M_RESPONSE_URL].at || m[CHAOSI_M_PIPELINE].at ||
-        m[CHAOSI_M_HOOK].at || m[CHAOSI_M_TRIGGER].at)
-        return CHAOSI_EV_SPARED;
+    int i;
+    for (i = CHAOSI_M_SPARED; i < CHAOSI_M_COUNT; i++)
+        if (m[i].at) return CHAOSI_EV_SPARED;
     chaosi_plain(m[CHAOSI_M_VERSION], version, sizeof version);
     if (chaosi_within(context, "elb").at)
         return m[CHAOSI_M_MULTI_HEADERS].at && !m[CHAOSI_M_HEADERS].at ? CHAOSI_EV_ALB_MULTI : CHAOSI_EV_ALB;

@@ -8,7 +8,7 @@ function forbid(list, what) { deny[list] = deny[list] "" (deny[list] ? "|" : "")
 
 BEGIN {
     order["public"] = " features version options result config verdict handle proxy lambda ssm"
-    order["implementation"] = " platform base json config judge source cache http net telemetry decide client proxy ssm public"
+    order["implementation"] = " platform base json config judge source cache http net telemetry decide client proxy lambda ssm public"
 
     alloc = "(malloc|calloc|realloc|free|alloc|chaosi_alloc[a-z_]*|chaosi_free[a-z_]*)[ ]*\\("
     files = "(fopen|fclose|fread|fwrite|fprintf|fputs|fflush|printf|puts|perror|open|openat|read|write|pread|pwrite|stat|fstat|unlink|pipe|pipe2|getenv|posix_spawn)[ ]*\\("

@@ -18,8 +18,9 @@ static const struct {
     {"{\"errorWhen\":\"after\"}", true},
     {"{\"bandwidth\":0}", true},
     {"{\"bandwidth\":64}", true},
-    {"{\"events\":[\"http\",\"direct\"]}", false},
-    {"{\"events\":[\"sqs\"]}", false},
+    {"{\"events\":[\"http\",\"direct\"]}", true},
+    {"{\"events\":[\"sqs\"]}", true},
+    {"{\"events\":[]}", true},
     {"{\"guard\":{}}", false},
 };
 enum { LATER_FAULT_KEYS = 10 }; /* the first rows may stand in a rule, too */
@@ -360,6 +361,7 @@ static void case_unknown_keys(void) {
 }
 
 static void case_later(void) {
+    char canonical[200];
     size_t i;
     for (i = 0; i < sizeof later / sizeof later[0]; i++) {
         chaos_result got = parse(later[i].json);
@@ -370,6 +372,14 @@ static void case_later(void) {
         if (!got) good(later[i].json);
     }
     bad(q("{'enabled':true,'guard':{'errorRate':5}}"), CHAOS_ERR_UNSUPPORTED, "guard", "not in this version");
+    bad(q("{'events':'http'}"), CHAOS_ERR_TYPE, "events", "list");
+    bad(q("{'events':[1]}"), CHAOS_ERR_TYPE, "events", "list");
+    bad(q("{'events':['kafka']}"), CHAOS_ERR_VALUE, "events", "sqs");
+    bad(q("{'rules':[{'name':'a','events':['sqs']}]}"), CHAOS_ERR_UNKNOWN_KEY, "events", "");
+    CHECK(parse(q("{'events':['stream','http','stream']}")) == CHAOS_OK && cfg.events == (1 | 1 << 4));
+    CHECK(chaos_config_format(&cfg, canonical, sizeof canonical) > 0);
+    CHECK_STR(canonical, "{\"enabled\":false,\"events\":[\"http\",\"stream\"]}");
+    CHECK(parse("{}") == CHAOS_OK && cfg.events == 3); /* http and direct */
     bad(q("{'enabled':true,'errorMode':'explode'}"), CHAOS_ERR_VALUE, "errorMode", "");
     bad(q("{'enabled':true,'errorMode':'Status'}"), CHAOS_ERR_VALUE, "errorMode", "status");
     bad(q("{'enabled':true,'errorMode':1}"), CHAOS_ERR_TYPE, "errorMode", "");
