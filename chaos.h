@@ -5695,7 +5695,7 @@ CHAOSI_FN chaos_result chaosi_by_extension(chaosi_ssm *s, chaos_error *err) {
     s->way = "extension";
     if (r != CHAOS_OK) return r;
     if (a.head.status != 200) return chaosi_aws_fail(s, a.head.status, a.body.at, err);
-    memmove(s->buf, a.body.at, s->len = a.body.len);
+    memmove(s->buf, a.body.at, (s->len = a.body.len) + 1);
     return CHAOS_OK;
 }
 
