@@ -192,8 +192,18 @@ static void read_value(document *d, const char *value) {
     parse(d);
 }
 
+static chaos_ssm_desc parameter(const settings *s, const char *name, int timeout) {
+    chaos_ssm_desc d;
+    memset(&d, 0, sizeof d);
+    d.name = name;
+    d.region = s->region;
+    d.endpoint = s->endpoint;
+    d.timeout_ms = timeout;
+    return d;
+}
+
 static void fetch(const settings *s, const char *name, int timeout, stored *out) {
-    const chaos_ssm_desc desc = {name, s->region, s->endpoint, NULL, timeout};
+    const chaos_ssm_desc desc = parameter(s, name, timeout);
     memset(&out->is, 0, sizeof out->is);
     out->result = chaos_ssm_get(&desc, out->doc.text, CHAOS_SSM_BUFFER, &out->is, &out->err);
     out->doc.len = out->result == CHAOS_OK ? out->is.len : 0;
@@ -203,9 +213,11 @@ static void fetch(const settings *s, const char *name, int timeout, stored *out)
 
 /* Writes; when throttled again and again, for about 6 s: a stop must not be lost in a crowd. */
 static chaos_result store(const settings *s, const char *name, const char *type, const document *d, chaos_ssm_value *is, chaos_error *err) {
-    const chaos_ssm_desc desc = {name, s->region, s->endpoint, type, READ_MS};
+    chaos_ssm_desc desc = parameter(s, name, READ_MS);
     chaos_result result;
     int wait;
+    desc.type = type;
+    memset(is, 0, sizeof *is);
     for (wait = 200; (result = chaos_ssm_put(&desc, d->text, d->len, is, err)) == CHAOS_ERR_THROTTLED && wait <= 3200; wait *= 2) {
         struct timespec t = {wait / 1000, wait % 1000 * 1000000L};
         nanosleep(&t, NULL);
@@ -302,22 +314,15 @@ static bool edit(document *d, const char *key, const char *value) {
     return n < sizeof text && splice(d, start, start, text);
 }
 
-/* A VALUE of `set` as JSON: what is not JSON is a string, unless it looks like JSON gone wrong. */
+/* A VALUE of `set` as JSON: bare text is a string. */
 static const char *as_json(const char *key, const char *value) {
-    static char out[VALUE_MAX * 2];
+    static char out[VALUE_MAX];
     chaos_error err;
-    size_t n = 0;
     if (chaos_json_check(value, strlen(value), &err) == CHAOS_OK) return value;
-    if (strchr("{[\"", *value)) FAIL(USAGE, "%s: column %u: %s", key, err.column, err.text);
-    if (strlen(value) > VALUE_MAX / 4) FAIL(USAGE, "%s: the text is too long", key);
-    out[n++] = '"';
-    for (; *value; value++) {
-        if (*value == '"' || *value == '\\') out[n++] = '\\';
-        if ((unsigned char)*value < 0x20) n += (size_t)snprintf(out + n, 8, "\\u%04x", (unsigned)*value);
-        else out[n++] = *value;
-    }
-    memcpy(out + n, "\"", 2);
-    return out;
+    if (!strchr("{[\"", *value) && (size_t)snprintf(out, sizeof out, "\"%s\"", value) < sizeof out &&
+        chaos_json_check(out, strlen(out), NULL) == CHAOS_OK)
+        return out;
+    FAIL(USAGE, "%s: neither JSON (column %u: %s) nor bare text: write a string as '\"text\"'", key, err.column, err.text);
 }
 
 /* ---- writing ---- */
@@ -347,21 +352,27 @@ static void print_change(const stored *old, const document *new) {
     printf("new: %s\n", new->text);
 }
 
-/* All that is asked of the new config itself. About its end one that is off is asked nothing. */
+/* Sets "expiresAt" as the flags say; one that is on and has no end gets 30 minutes. */
+static bool settle_end(const settings *s, document *d) {
+    bool missing = d->config.enabled && !d->config.expires_ms && !s->expires && !s->no_expiry;
+    char when[24], quoted[32] = "\"never\"";
+    if (!missing && !s->expires && !s->no_expiry) return true;
+    if (!s->no_expiry) snprintf(quoted, sizeof quoted, "\"%s\"", utc(now_ms() + (missing ? 30 * MINUTE : s->expires), when));
+    if (missing) say(DONE, "no end was given: added \"expiresAt\":%s, 30 minutes from now (--expires sets it)", quoted);
+    return edit(d, "expiresAt", quoted) && parse(d);
+}
+
+/* All that is asked of the new config itself. One that is off is not asked for its end. */
 static int settle(const settings *s, document *d) {
     long long now = now_ms(), end;
-    char when[24], quoted[32] = "\"never\"";
-    bool missing = d->config.enabled && !d->config.expires_ms && !s->expires && !s->no_expiry;
-    if (d->bad.code) return invalid("the config is invalid", d);
-    if (!s->no_expiry) snprintf(quoted, sizeof quoted, "\"%s\"", utc(now + (s->expires ? s->expires : 30 * MINUTE), when));
-    if (missing) say(DONE, "no end was given: added \"expiresAt\":%s, 30 minutes from now (--expires sets it)", quoted);
-    if ((missing || s->expires || s->no_expiry) && !(edit(d, "expiresAt", quoted) && parse(d))) return invalid("with expiresAt", d);
-    end = d->config.expires_ms;
-    if (d->config.enabled && end < 0 && !s->no_expiry)
+    char when[24];
+    if (d->bad.code || !settle_end(s, d)) return invalid("the config is invalid", d);
+    end = d->config.enabled ? d->config.expires_ms : now + MINUTE;
+    if (end < 0 && !s->no_expiry)
         return say(REFUSED, "refused: \"expiresAt\" is \"never\": give --expires 10m, or --no-expiry if it is meant to run until stopped");
-    if (d->config.enabled && end > now + DAY + 1000)
+    if (end > now + DAY + 1000)
         return say(REFUSED, "refused: the end, %s, is more than 24 h ahead: give --expires, at most 24h", utc(end, when));
-    if (d->config.enabled && end >= 0 && end <= now)
+    if (end >= 0 && end <= now)
         return say(REFUSED, "refused: the end, %s, is past, so nothing would happen: give --expires 10m", utc(end, when));
     if (d->len > VALUE_MAX) return say(REFUSED, "refused: it has %lu bytes, SSM takes %d: shorten it", (unsigned long)d->len, VALUE_MAX);
     if (strstr(d->text, "{{")) return say(REFUSED, "refused: \"{{\" stands in the value, SSM forbids that: write it otherwise");
@@ -493,12 +504,13 @@ static int disable(const settings *s, const char *name, bool found) {
 
 static int run_disable(const settings *s) {
     static char names[4 * CHAOS_SSM_BUFFER];
-    const chaos_ssm_desc desc = {s->path, s->region, s->endpoint, NULL, READ_MS};
+    const chaos_ssm_desc desc = parameter(s, s->path, READ_MS);
     chaos_ssm_value is;
     chaos_error err;
     char *name, *end;
     int total = 0, bad = 0;
     if (s->name) return disable(s, s->name, false);
+    memset(&is, 0, sizeof is);
     if (chaos_ssm_list(&desc, names, sizeof names, &is, &err) != CHAOS_OK)
         bad = failed(s, "list all below", s->path, &err, " (--name NAME stops one without a list)") != DONE;
     names[is.len] = 0; /* those that were listed before it failed are stopped too */
@@ -660,7 +672,8 @@ static void explain(const settings *s, chaos_config *c, const chaos_request *req
 static int run_explain(const settings *s) {
     static stored from;
     static char method[32], path[4096];
-    const chaos_request req = {method, 0, path, 0, NULL, 0, find_header, &s};
+    chaos_request req;
+    const char *gate = NULL;
     chaos_state state;
     int i;
     if (!s->request || sscanf(s->request, "%31[A-Z] %4095[!-~]", method, path) != 2 || *path != '/')
@@ -673,12 +686,15 @@ static int run_explain(const settings *s) {
     if (s->name && from.result != CHAOS_OK) return failed(s, "read", s->name, &from.err, "");
     if (from.doc.bad.code) return invalid("the config is invalid, so it is off", &from.doc);
     state = state_of(&from.doc, from.is.modified_ms);
+    if (state != CHAOS_STATE_ON) gate = state == CHAOS_STATE_DRY_RUN ? "it is a dry run" : "the config is not on";
     print("state: %s", describe(&from.doc, from.is.modified_ms));
     from.doc.config.enabled = true;
-    explain(s, &from.doc.config, &req,
-            state == CHAOS_STATE_ON        ? NULL
-            : state == CHAOS_STATE_DRY_RUN ? "it is a dry run"
-                                           : "the config is not on");
+    memset(&req, 0, sizeof req);
+    req.method = method;
+    req.path = path;
+    req.header = find_header;
+    req.user = &s;
+    explain(s, &from.doc.config, &req, gate);
     return DONE;
 }
 
@@ -698,8 +714,11 @@ static int run_watch(const settings *s) {
     char id[64], last[64] = "", when[24]; /* id: what distinguishes two looks */
     struct sigaction act;
     sigset_t open;
-    memset(&act, 0, sizeof act);
+    sigemptyset(&act.sa_mask);
+    act.sa_flags = 0;
     act.sa_handler = on_stop;
+    sigaddset(&act.sa_mask, SIGINT);
+    sigaddset(&act.sa_mask, SIGTERM);
     sigaction(SIGINT, &act, NULL);
     sigaction(SIGTERM, &act, NULL);
     while (!stopping) {
@@ -712,9 +731,6 @@ static int run_watch(const settings *s) {
             fflush(stdout);
             strcpy(last, id);
         }
-        sigemptyset(&act.sa_mask);
-        sigaddset(&act.sa_mask, SIGINT);
-        sigaddset(&act.sa_mask, SIGTERM);
         pthread_sigmask(SIG_BLOCK, &act.sa_mask, &open); /* from here on a signal ends the pause, none is missed */
         if (!stopping) pselect(0, NULL, NULL, NULL, &pause, &open);
         pthread_sigmask(SIG_SETMASK, &open, NULL);
@@ -837,6 +853,7 @@ int main(int argc, char **argv) {
     for (i = 0; i < COMMANDS && argc > 1; i++)
         if (!strcmp(commands[i].name, argv[1])) c = &commands[i];
     s.program = argv[0];
+    signal(SIGPIPE, SIG_IGN); /* nobody who stops reading may keep a stop from being written */
     read_settings(&s, c, argc, argv);
     if (s.help) return print_help();
     if (s.version) return printf("chaos-ssm %s\nconfig sources: %s\n", chaos_version(), chaos_sources()) < 0;

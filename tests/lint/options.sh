@@ -49,6 +49,20 @@ else
     bad=1
 fi
 
+# chaos-ssm: every command and flag of its --help stands somewhere in README.md.
+ssm=$top/build/chaos-ssm
+if [ -x "$ssm" ]; then
+    "$ssm" --help | grep -oE '^ +(--)?[a-z-]+ ' | tr -d ' ' | sort -u >"$dir/help"
+    grep -qx -e --endpoint-url "$dir/help" || { echo "chaos-ssm --help: this check sees nothing"; bad=1; }
+    while read -r word; do
+        case $word in chaos-ssm | --help | --version) continue ;; esac
+        grep -qE -e "\`[^\`]*$word" "$top/README.md" || { echo "chaos-ssm: README.md does not show $word"; bad=1; }
+    done <"$dir/help"
+else
+    echo "build/chaos-ssm is not there: run make first"
+    bad=1
+fi
+
 # Config keys: those the manual names, against those of README.md's tables.
 if [ -f "$top/README.md" ]; then
     for key in enabled latency latencyRate errorRate errorStatus errorMode errorWhen errorBody retryAfter bandwidth match exclude \
