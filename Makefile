@@ -24,7 +24,7 @@ programs := $(patsubst examples/%.c,$(build)/chaos-%,$(filter-out examples/demo.
 tests := $(patsubst tests/%.c,%,$(wildcard tests/unit/*.c tests/net/*.c tests/regress/*.c))
 fuzzers := $(filter-out standalone,$(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/*.c)))
 # Not tests: what they share, and the comparison with nginx and HAProxy, which is for CI.
-peers := $(filter-out tests/peers/common.py tests/peers/aws.py tests/peers/scores.py,$(wildcard tests/peers/*.py tests/peers/*.sh))
+peers := $(filter-out tests/peers/common.py tests/peers/aws.py tests/peers/runtime_api.py tests/peers/scores.py,$(wildcard tests/peers/*.py tests/peers/*.sh))
 long := $(wildcard tests/peers/real.py) tests/compile/run # first, so that nothing waits for them in the end
 test_needs := chaos.h $(wildcard tests/*.h tests/unit/*.h tests/net/*.h tests/fuzz/*.h)
 

@@ -1934,6 +1934,7 @@ struct chaos {
     chaosi_stripe stripes[CHAOSI_STRIPES];
     chaosi_u64 stripe_order, log_faults, log_summed, log_second;
     chaosi_u32 log_in_second, waiting, connections_now, unsupported_told, closing;
+    chaosi_u32 cancels;  /* counts calls that end a fetch in progress: stop, off, close */
     chaosi_u64 budget;   /* serial << 32 | faults done, for maxFaults */
     chaosi_u32 *tickets; /* CHAOS_MAX_CONCURRENT places; odd = taken */
 
@@ -1941,8 +1942,9 @@ struct chaos {
     chaos_desc desc;
     chaosi_source source;
     chaos_result (*remote)(chaos *c, char *buf, size_t cap, chaos_fetched *out, chaos_error *err); /* ssm:, appconfig: */
-    const char *way; /* that it took, under fetch_lock; NULL = none yet */
-    void *keys;      /* credentials that it keeps, NULL = it keeps none */
+    const char *way;           /* that it took, under fetch_lock; NULL = none yet */
+    chaosi_u32 cancels_before; /* when this fetch was asked for, under fetch_lock */
+    void *keys;                /* credentials that it keeps, NULL = it keeps none */
     bool fallback_told, emf;
     int fetch_ms; /* how long it may take, 0 = as it likes */
     char instance[128], service[128];
@@ -2291,7 +2293,7 @@ CHAOSI_FN bool chaosi_take(chaos *c, chaos_result r, const chaos_fetched *got, c
 CHAOSI_FN chaosi_u64 chaosi_next_fetch(chaos *c) {
     chaosi_u64 ttl = chaosi_ttl_ms(c, CHAOSI_LOAD(&c->armed) != 0), most = ttl > CHAOSI_BACKOFF_MAX_MS ? ttl : CHAOSI_BACKOFF_MAX_MS;
     chaosi_u64 dice = chaosi_mix(c->seed ^ c->told.fetches) >> 32, wait;
-    if (!c->source.fetched) return CHAOSI_NEVER;
+    if (!c->source.fetched || (c->source.scheme >= CHAOSI_SSM && CHAOSI_SEQ(&c->killed))) return CHAOSI_NEVER;
     if (c->failing) wait = ttl + ((chaosi_min(most, ttl << chaosi_min(c->failing, 16)) - ttl) * dice >> 32);
     else wait = ttl - (ttl / 5 * dice >> 32);
     return chaosi_now(c, false) + wait * CHAOSI_MS;
@@ -2302,7 +2304,9 @@ CHAOSI_FN chaos_result chaosi_refresh(chaos *c, bool tell, chaos_error *err) {
     bool news, changed;
     chaos_fetched got;
     chaos_result r;
+    chaosi_u32 cancels = CHAOSI_SEQ(&c->cancels); /* also of those that come while this one waits for its turn */
     CHAOSI_LOCK(&c->fetch_lock);
+    c->cancels_before = cancels;
     if (c->source.scheme < CHAOSI_SSM) r = chaosi_fetch(&c->source, &c->desc, c->bytes, CHAOS_CONFIG_INPUT_MAX + 1, &got, err);
     else r = c->remote(c, c->bytes, CHAOS_CONFIG_INPUT_MAX + 1, &got, err);
     if (r != CHAOS_OK && !err->text[0]) chaosi_fail(err, r, "%s", chaos_result_text(r));
@@ -3541,9 +3545,10 @@ CHAOSI_FN const char *chaosi_read_answer(int fd, chaosi_got *a, chaosi_u64 deadl
         }
         if (n < 0) return strerror(errno);
         if (n == 0 && (!head || a->head.chunked || a->head.has_length)) return "the connection ended before the reply did";
-        if (!head) {
+        if (!head) { /* 1xx is not asked for */
             r = chaosi_http_reply(&a->head, a->buf, len + got);
-            if (r < 0) return "the reply is not valid HTTP";
+            if (r < 0 || (r && a->head.status < 200)) return "the reply is not valid HTTP";
+            if (a->head.status == 204) a->head.has_length = true;
             got += len;
             len = head = (size_t)r;
             if (!head) len = got;
@@ -5597,7 +5602,8 @@ typedef struct chaosi_credentials {
 typedef struct chaosi_ssm {
     const chaos_ssm_desc *d;
     chaosi_credentials *keys;
-    const chaosi_u32 *closing; /* becomes 1 when nobody wants the answer any more; NULL = never */
+    const chaosi_u32 *cancels; /* changes when nobody wants the answer any more; NULL = never */
+    chaosi_u32 cancels_before;
     char *buf;
     size_t cap, len;
     int ms;
@@ -5605,7 +5611,26 @@ typedef struct chaosi_ssm {
     char passed[80]; /* why the way before could not */
 } chaosi_ssm;
 
-/* What AWS said in any of its forms (JSON, XML, the aws-cli's words): the first of these words in it gives the code. */
+CHAOSI_FN bool chaosi_is_cancelled(const chaosi_ssm *s) { return s->cancels && CHAOSI_SEQ(s->cancels) != s->cancels_before; }
+
+/* The name of an error in any of AWS's forms: JSON's __type without its namespace, XML's Code, what the aws-cli puts in brackets. */
+CHAOSI_FN void chaosi_aws_name(const char *text, char *name, size_t cap) {
+    static const char *const forms[] = {"\"__type\":", "<Code>", "An error occurred ("};
+    const char *at = NULL, *hash;
+    size_t i, len;
+    for (i = 0; i < 3 && !at; i++)
+        if ((at = strstr(text, forms[i])) != NULL) at += strlen(forms[i]);
+    if (!at) at = "";
+    at += strspn(at, " \"");
+    len = strcspn(at, "\":<)");
+    hash = (const char *)memchr(at, '#', len);
+    if (hash) len -= (size_t)(hash + 1 - at), at = hash + 1;
+    if (len >= cap) len = cap - 1;
+    memcpy(name, at, len);
+    name[len] = 0;
+}
+
+/* What AWS or the aws-cli said: the first of these words in the error's name, or in all of it without one, gives the code. */
 CHAOSI_FN chaos_result chaosi_aws_fail(const chaosi_ssm *s, int status, const char *text, chaos_error *err) {
     static const struct {
         const char *word;
@@ -5628,18 +5653,23 @@ CHAOSI_FN chaos_result chaosi_aws_fail(const chaosi_ssm *s, int status, const ch
                  {"InvalidKeyId", CHAOS_ERR_VALUE},
                  {"HierarchyLevelLimit", CHAOS_ERR_VALUE},
                  {"", CHAOS_ERR_UNREACHABLE}};
-    char message[160], http[24] = "", *c;
-    size_t i = 0;
+    char message[160], name[64], http[24] = "", *c;
     chaosi_span whole = chaosi_str(text);
-    while (!strstr(text, words[i].word)) i++;
+    size_t i = 0;
+    bool named;
+    chaosi_aws_name(text, name, sizeof name);
+    while (!strstr(name[0] ? name : text, words[i].word)) i++;
     if (status) snprintf(http, sizeof http, "HTTP %d: ", status);
     if (!chaosi_json_text(whole, "message", message, sizeof message) && !chaosi_json_text(whole, "Message", message, sizeof message))
         chaosi_copy(message, sizeof message, text + strspn(text, " \r\n"));
     for (c = message; *c; c++)
         if ((chaosi_u8)*c < 0x20 || *c == 0x7f) *c = ' ';
     while (c > message && c[-1] == ' ') *--c = 0;
-    return chaosi_fail(err, words[i].code, "%s: %s%s%s%s", s->way, http, strstr(message, words[i].word) ? "" : words[i].word,
-                       strstr(message, words[i].word) ? "" : ": ", message);
+    for (c = name; *c; c++)
+        if (!chaosi_is_token_char(*c)) *c = '?';
+    named = strstr(message, name) != NULL;
+    return chaosi_fail(err, words[i].word[0] || (status != 401 && status != 403) ? words[i].code : CHAOS_ERR_DENIED, "%s: %s%s%s%s", s->way,
+                       http, named ? "" : name, named ? "" : ": ", message);
 }
 
 CHAOSI_FN const char *chaosi_region(const chaosi_ssm *s) {
@@ -5704,6 +5734,7 @@ CHAOSI_FN chaos_result chaosi_by_extension(chaosi_ssm *s, chaos_error *err) {
 CHAOSI_FN chaos_result chaosi_take_keys(chaosi_credentials *k, const chaosi_got *a, const char *from, chaos_error *err) {
     char when[48], code[40];
     chaosi_credentials n;
+    chaosi_json j;
     long long ms;
     bool coded = chaosi_json_text(a->body, "Code", code, sizeof code);
     if (a->head.status != 200) return chaosi_fail(err, CHAOS_ERR_UNSUPPORTED, "%s: HTTP %d", from, a->head.status);
@@ -5711,7 +5742,8 @@ CHAOSI_FN chaos_result chaosi_take_keys(chaosi_credentials *k, const chaosi_got 
     if (!chaosi_json_text(a->body, "AccessKeyId", n.id, sizeof n.id) ||
         !chaosi_json_text(a->body, "SecretAccessKey", n.secret, sizeof n.secret))
         return chaosi_fail(err, CHAOS_ERR_UNSUPPORTED, "%s: no credentials in its answer", from);
-    chaosi_json_text(a->body, "Token", n.token, sizeof n.token);
+    if (!chaosi_json_text(a->body, "Token", n.token, sizeof n.token) && chaosi_json_find(&j, a->body, "Token"))
+        return chaosi_fail(err, CHAOS_ERR_UNSUPPORTED, "%s: its Token is too long, or no text", from);
     chaosi_json_text(a->body, "Expiration", when, sizeof when);
     ms = chaosi_moment(when);
     n.until = ms > 0 ? (chaosi_u64)ms * CHAOSI_MS : chaosi_clock(true) + CHAOSI_KEYS_NS;
@@ -5735,10 +5767,11 @@ CHAOSI_FN chaos_result chaosi_container_keys(chaosi_credentials *k, chaosi_got *
         i++;
     if (i == 6) return chaosi_fail(err, CHAOS_ERR_UNSUPPORTED, "credentials from %.60s: not a host that plain HTTP may go to", url);
     if (file && (r = chaosi_read_file(file, text, sizeof text - 1, &n, err)) != CHAOS_OK) return r;
-    while (n && strchr(" \r\n", text[n - 1])) n--;
+    if (n < sizeof text - 1) /* else it was cut: too long */
+        while (n && strchr(" \r\n", text[n - 1])) n--;
     text[n] = 0;
     if (file) token = text;
-    if (token && !chaosi_put_secret(&f, "Authorization", token))
+    if (token && (n == sizeof text - 1 || !chaosi_put_secret(&f, "Authorization", token)))
         return chaosi_fail(err, CHAOS_ERR_UNSUPPORTED,
                            "container credentials: the authorization token has a control character, or is too long");
     r = chaosi_http_call(a, "GET", url, fields, 2 * CHAOSI_KEYS_MS, err);
@@ -5803,7 +5836,7 @@ CHAOSI_FN size_t chaosi_curl_take(char *at, size_t size, size_t n, void *user) {
 
 CHAOSI_FN int chaosi_curl_goes_on(void *user, curl_off_t a, curl_off_t b, curl_off_t c, curl_off_t d) {
     (void)a, (void)b, (void)c, (void)d;
-    return user && CHAOSI_SEQ((const chaosi_u32 *)user);
+    return chaosi_is_cancelled((const chaosi_ssm *)user);
 }
 
 CHAOSI_FN chaos_result chaosi_by_curl(chaosi_ssm *s, const char *operation, const char *json, chaos_error *err) {
@@ -5843,7 +5876,7 @@ CHAOSI_FN chaos_result chaosi_by_curl(chaosi_ssm *s, const char *operation, cons
     curl_easy_setopt(h, CURLOPT_WRITEDATA, &o);
     curl_easy_setopt(h, CURLOPT_NOPROGRESS, 0L);
     curl_easy_setopt(h, CURLOPT_XFERINFOFUNCTION, chaosi_curl_goes_on);
-    curl_easy_setopt(h, CURLOPT_XFERINFODATA, (void *)(size_t)s->closing);
+    curl_easy_setopt(h, CURLOPT_XFERINFODATA, s);
     if (authorities) curl_easy_setopt(h, CURLOPT_CAINFO, authorities);
     chaosi_hold_sigpipe(&held); /* TLS writes without MSG_NOSIGNAL */
     r = curl_easy_perform(h);
@@ -5904,12 +5937,12 @@ CHAOSI_FN int chaosi_spawn(char *const *argv, const int *out, pid_t *pid) {
 }
 
 /* Reads both pipes to their end, bounded by what `to` holds. False = the deadline, or nobody wants it any more. */
-CHAOSI_FN bool chaosi_read_both(int *fds, chaosi_out *const *to, chaosi_u64 deadline, const chaosi_u32 *closing) {
+CHAOSI_FN bool chaosi_read_both(int *fds, chaosi_out *const *to, chaosi_u64 deadline, const chaosi_ssm *s) {
     char piece[4096];
     int i;
     while (fds[0] >= 0 || fds[2] >= 0) {
         struct pollfd p[2] = {{fds[0], POLLIN, 0}, {fds[2], POLLIN, 0}};
-        if (chaosi_clock(false) >= deadline || (closing && CHAOSI_SEQ(closing))) return false;
+        if (chaosi_clock(false) >= deadline || chaosi_is_cancelled(s)) return false;
         if (poll(p, 2, 50) <= 0) continue;
         for (i = 0; i < 2; i++) {
             ssize_t n = p[i].revents ? read(p[i].fd, piece, sizeof piece) : -1;
@@ -5924,7 +5957,7 @@ CHAOSI_FN bool chaosi_read_both(int *fds, chaosi_out *const *to, chaosi_u64 dead
 
 /* Runs a program to its end or the deadline, when its process group is killed; it is always reaped. Returns its exit code, -1 =
    killed, or minus errno - 1 = not started. */
-CHAOSI_FN int chaosi_run(char *const *argv, chaosi_out *out, chaosi_out *said, chaosi_u64 deadline, const chaosi_u32 *closing) {
+CHAOSI_FN int chaosi_run(char *const *argv, chaosi_out *out, chaosi_out *said, chaosi_u64 deadline, const chaosi_ssm *s) {
     chaosi_out *const to[2] = {out, said};
     int fds[4] = {-1, -1, -1, -1}, status = 0, i, problem;
     pid_t pid = 0, ended = 0;
@@ -5934,7 +5967,7 @@ CHAOSI_FN int chaosi_run(char *const *argv, chaosi_out *out, chaosi_out *said, c
     if (!problem) problem = chaosi_spawn(argv, fds, &pid);
     for (i = 1; i < 4; i += 2)
         if (fds[i] >= 0) close(fds[i]);
-    whole = !problem && chaosi_read_both(fds, to, deadline, closing);
+    whole = !problem && chaosi_read_both(fds, to, deadline, s);
     for (i = 0; i < 4; i += 2)
         if (fds[i] >= 0) close(fds[i]);
     if (problem) return -problem - 1;
@@ -5962,13 +5995,15 @@ CHAOSI_FN chaos_result chaosi_by_cli(chaosi_ssm *s, const char *operation, const
     if (region) argv[n++] = region;
     if (endpoint) argv[n++] = "--endpoint-url";
     if (endpoint) argv[n++] = endpoint;
-    code = chaosi_run((char *const *)(size_t)argv, &out, &said, deadline, s->closing);
+    code = chaosi_run((char *const *)(size_t)argv, &out, &said, deadline, s);
     if (code == -ENOENT - 1)
         return chaosi_fail(err, CHAOS_ERR_UNSUPPORTED, "no way to SSM: no aws-cli in PATH%s%s", s->passed[0] ? "; libcurl: " : "",
                            s->passed);
     s->way = "cli";
     s->len = out.len;
     if (code < -1) return chaosi_fail(err, CHAOS_ERR_SYSTEM, "cli: cannot start aws: %s", strerror(-code - 1));
+    if (chaosi_is_cancelled(s)) return chaosi_fail(err, CHAOS_ERR_UNREACHABLE, "cli: given up: nobody waits for it any more");
+    if (code > 0 && !said.len) snprintf(text, sizeof text, "aws ends with exit code %d and says nothing", code);
     if (code == -1) return chaosi_fail(err, CHAOS_ERR_UNREACHABLE, "cli: no answer within %d ms; aws was killed", s->ms);
     if (code != 0) return chaosi_aws_fail(s, 0, text, err);
     if (out.len >= out.cap) return chaosi_fail(err, CHAOS_ERR_TOO_LARGE, "cli: the answer is over %u bytes", (unsigned)s->cap);
@@ -5978,14 +6013,13 @@ CHAOSI_FN chaos_result chaosi_by_cli(chaosi_ssm *s, const char *operation, const
 /* One call to SSM by the first way that is there. */
 CHAOSI_FN chaos_result chaosi_ssm_call(chaosi_ssm *s, const char *operation, const char *kebab, const char *json, chaos_error *err) {
     chaos_result r = strcmp(operation, "GetParameter") == 0 ? chaosi_by_extension(s, err) : CHAOS_ERR_UNSUPPORTED;
-    if (r != CHAOS_ERR_UNSUPPORTED) return r;
 #ifdef CHAOS_WITH_CURL
-    r = chaosi_by_curl(s, operation, json, err);
-    if (r != CHAOS_ERR_UNSUPPORTED) return r;
-    chaosi_copy(s->passed, sizeof s->passed, err->text);
+    if (r == CHAOS_ERR_UNSUPPORTED && (r = chaosi_by_curl(s, operation, json, err)) == CHAOS_ERR_UNSUPPORTED)
+        chaosi_copy(s->passed, sizeof s->passed, err->text);
 #endif
-    chaosi_no_error(err);
-    return chaosi_by_cli(s, kebab, json, err);
+    if (r == CHAOS_ERR_UNSUPPORTED) r = chaosi_by_cli(s, kebab, json, err);
+    if (r == CHAOS_OK) chaosi_no_error(err); /* of ways that were not there */
+    return r;
 }
 
 /* -- what is in the answers -- */
@@ -6056,7 +6090,7 @@ CHAOSI_FN chaos_result chaosi_ssm_get(chaosi_ssm *s, chaos_ssm_value *out, chaos
     chaosi_copy(out->way, sizeof out->way, s->way);
     if (r != CHAOS_OK) return r;
     text = chaosi_of(s->buf, s->len);
-    if (chaosi_json_find(&value, text, "Parameter.Value") != '"')
+    if (chaos_json_check(text.at, text.len, NULL) != CHAOS_OK || chaosi_json_find(&value, text, "Parameter.Value") != '"')
         return chaosi_fail(err, CHAOS_ERR_UNREACHABLE, "%s: the answer holds no Parameter.Value", s->way);
     out->version = chaosi_aws_number(text, "Parameter.Version");
     out->modified_ms = chaosi_aws_moment(text, "Parameter.LastModifiedDate");
@@ -6078,6 +6112,7 @@ CHAOSI_FN chaos_result chaosi_ssm_put(chaosi_ssm *s, const char *value, size_t l
         chaosi_put_key(&o, "Value");
         chaosi_put_json(&o, chaosi_of(value, len));
         if (type) chaosi_put_str(&o, "Type", type);
+        if (len > 4096) chaosi_put_str(&o, "Tier", "Intelligent-Tiering");
         chaosi_puts(&o, "}");
         if (o.len >= o.cap) return chaosi_fail(err, CHAOS_ERR_TOO_LARGE, "ssm: the value is too large");
         r = chaosi_ssm_call(s, "PutParameter", "put-parameter", json, err);
@@ -6180,9 +6215,11 @@ CHAOSI_FN chaos_result chaosi_remote(chaos *c, char *buf, size_t cap, chaos_fetc
     d.name = name;
     d.region = query ? query + strlen("?region=") : NULL;
     r = chaosi_ssm_begin(&s, &d, buf, cap, (chaosi_credentials *)c->keys, err);
-#ifdef CHAOSI_THREADS
-    s.closing = &c->closing;
-#endif
+    s.cancels = &c->cancels;
+    s.cancels_before = c->cancels_before;
+    /* Who fetches is also who notices the end, and must be back by then. */
+    if (CHAOSI_LOAD(&c->armed) && !c->desc.clock)
+        s.ms = (int)chaosi_min(CHAOSI_AWS_MS, chaosi_less(c->until, chaosi_clock(false)) / CHAOSI_MS + 100);
     if (c->fetch_ms) s.ms = c->fetch_ms;
     if (r == CHAOS_OK) r = chaosi_ssm_get(&s, &value, err);
     if (s.passed[0] && s.way && !c->fallback_told) chaosi_note(c, "fallback", "way", s.way, s.passed);
@@ -6324,6 +6361,7 @@ void chaos_close(chaos *c) {
     if (!c) return;
 #ifdef CHAOSI_THREADS
     CHAOSI_ORDERED(&c->closing, 1u);
+    CHAOSI_ENTER(&c->cancels, 1u);
     chaosi_ring(c, CHAOSI_POKE(c)[1]);
     if (c->has_refresher && chaosi_own(c)) pthread_join(c->refresher, NULL);
 #endif
@@ -6371,6 +6409,7 @@ chaos_result chaos_refresh(chaos *c, chaos_error *err) {
 void chaos_off(chaos *c) {
     if (!c) return;
     if (!CHAOSI_SEQ(&c->killed)) CHAOSI_ORDERED(&c->killed, 1u);
+    CHAOSI_ENTER(&c->cancels, 1u);
     chaosi_disarm(c);
     chaosi_ring(c, CHAOSI_POKE(c)[1]); /* the refresher tells of it */
 }
@@ -6409,6 +6448,7 @@ chaos_result chaos_proxy_run(chaos *c, const chaos_proxy_desc *desc, chaos_error
 }
 
 void chaos_proxy_stop(chaos *c) {
+    if (c) CHAOSI_ENTER(&c->cancels, 1u);
     if (c) chaosi_ring(c, CHAOSI_STOP(c)[1]);
 }
 chaos_result chaos_lambda_run(chaos *c, chaos_lambda_handler fn, void *user, const chaos_lambda_desc *desc, chaos_error *err) {

@@ -6,7 +6,6 @@ services that hand out credentials.
 
 Needs botocore, which checks the signatures made with those credentials, and libcurl's headers; a missing one is a loud skip, with
 CHAOS_CI=1 a failure. The aws-cli is never started: it would look for credentials by itself."""
-import os
 import sys
 import time
 

@@ -127,11 +127,12 @@ def client(service, endpoint, keys=KEYS, token=None, region=REGION, verify=None)
                                    config=Config(retries={"max_attempts": 0}, connect_timeout=5, read_timeout=10))
 
 
-def cli(*args, program="aws", environment=None, check=True):
-    """The aws-cli; what it printed, as JSON if it is some."""
+def cli(*args, environment, program="aws", check=True):
+    """The aws-cli; what it printed, as JSON if it is some. The endpoint as a flag: older ones know no variable for it, and would ask
+    AWS itself."""
     need_aws(program)
-    done = subprocess.run([tool(program), *args, "--output", "json"], env=environment, capture_output=True, text=True, timeout=30,
-                          stdin=subprocess.DEVNULL)
+    done = subprocess.run([tool(program), *args, "--output", "json", "--endpoint-url", environment["AWS_ENDPOINT_URL"]], env=environment,
+                          capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL)
     assert not check or done.returncode == 0, "aws %s: %d %s" % (" ".join(args)[:100], done.returncode, done.stderr.strip()[-300:])
     return json.loads(done.stdout) if done.stdout.startswith("{") else done.stdout
 
@@ -383,7 +384,8 @@ class Fake:
         if not isinstance(body, bytes):
             body = (body if isinstance(body, str) else json.dumps(body, ensure_ascii=False)).encode()
         kind = "application/json" if body.startswith(b"{") else "text/plain"
-        return request.reply(body, "%d Whatever" % status, "Content-Type: %s\r\n%s" % (kind, "".join("%s: %s\r\n" % f for f in fields)))
+        kept = request.reply(body, "%d Whatever" % status, "Content-Type: %s\r\n%s" % (kind, "".join("%s: %s\r\n" % f for f in fields)))
+        return kept and seen.fields.get("connection") != "close"
 
     def count(self, **what):
         """Requests so far with such members."""

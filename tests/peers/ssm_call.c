@@ -1,12 +1,14 @@
 /* The public calls of the SSM control plane, for tests/peers/ssm.py and agents.py: each result is one line of JSON.
 
    ssm_call get|put|list NAME [region=R] [endpoint=URL] [type=T] [timeout=MS] [cap=BYTES] [times=N]     put reads the text from stdin
-   ssm_call watch SOURCE [ttl=MS] [stale=MS]     a handle without a refresher, steered by the lines of stdin: refresh, shift MS */
+   ssm_call watch SOURCE [ttl=MS] [stale=MS]     a handle without a refresher, steered by the lines of stdin: refresh, shift MS
+   ssm_call wake SOURCE [ttl=MS] [stale=MS]      with one: a line when it is on, and one when chaos_wake_fd says that it is not */
 #define CHAOS_IMPLEMENTATION
 #include "../../chaos.h"
 
 #include <dirent.h>
 #include <errno.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -138,12 +140,39 @@ static int watch(const char *source) {
     return 0;
 }
 
+static int wake(const char *source) {
+    struct pollfd p = {-1, POLLIN, 0};
+    unsigned long long began;
+    chaos_report s;
+    chaos_desc d;
+    chaos *c;
+    memset(&d, 0, sizeof d);
+    d.config = source;
+    d.ttl_ms = option_number("ttl", 0);
+    d.max_stale_ms = option_number("stale", 0);
+    d.quiet = true;
+    c = chaos_open(&d, NULL);
+    p.fd = chaos_wake_fd(c);
+    while (poll(&p, 1, 0) > 0) poll(NULL, 0, 5); /* whoever started this one has a deadline */
+    began = now(NULL, false);
+    printf("{\"on\":true,");
+    put_rest(began);
+    poll(&p, 1, 60000);
+    chaos_stats(c, &s);
+    printf("{\"on\":false,");
+    put_text("state", chaos_state_text(s.state));
+    put_rest(began);
+    chaos_close(c);
+    return 0;
+}
+
 int main(int argc, char **argv) {
     int times, r = 0;
     if (argc < 3) return 2;
     count = argc;
     words = argv;
     if (!strcmp(argv[1], "watch")) return watch(argv[2]);
+    if (!strcmp(argv[1], "wake")) return wake(argv[2]);
     for (times = option_number("times", 1); times > 0 && !r; times--) r = one_call(argv[1], argv[2]);
     return r;
 }
