@@ -3537,13 +3537,13 @@ CHAOSI_FN const char *chaosi_read_answer(int fd, chaosi_got *a, chaosi_u64 deadl
     int r = 0;
     memset(&chunk, 0, offsetof(chaosi_chunked, text));
     while (len + 1 < a->cap) {
-        ssize_t n = recv(fd, a->buf + len, a->cap - 1 - len, MSG_DONTWAIT);
-        size_t got = n > 0 ? (size_t)n : 0, used;
-        if (n < 0 && chaosi_would_block()) {
-            if (!chaosi_poll(fd, POLLIN, deadline)) return "no reply in time";
-            continue;
-        }
+        ssize_t n;
+        size_t got, used;
+        if (deadline != CHAOSI_NEVER && !chaosi_poll(fd, POLLIN, deadline)) return "no reply in time";
+        n = recv(fd, a->buf + len, a->cap - 1 - len, deadline == CHAOSI_NEVER ? 0 : MSG_DONTWAIT);
+        if (n < 0 && chaosi_would_block()) continue;
         if (n < 0) return strerror(errno);
+        got = (size_t)n;
         if (n == 0 && (!head || a->head.chunked || a->head.has_length)) return "the connection ended before the reply did";
         if (!head) { /* 1xx is not asked for */
             r = chaosi_http_reply(&a->head, a->buf, len + got);
@@ -5314,6 +5314,11 @@ CHAOSI_FN bool chaosi_api_post(chaosi_loop *l, const char *path, const char *fie
     size_t head;
     snprintf(all, sizeof all, "%sContent-Length: %zu\r\n", fields, len);
     head = chaosi_api_head(l, "POST", path, all);
+    if (head && len < sizeof l->small - head) { /* one call for a short one */
+        memcpy(l->small + head, body, len);
+        head += len;
+        len = 0;
+    }
     if (!problem && !(head && chaosi_send_all(l->fd, l->small, head, deadline) && chaosi_send_all(l->fd, body, len, deadline)))
         problem = "not sent";
     if (!problem) return chaosi_api_answer(l, path);
