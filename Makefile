@@ -93,7 +93,7 @@ $(build)/static/chaos-%: examples/%.c chaos.h Makefile
 
 # For AWS Lambda: small static programs and their zips, one for each architecture. Debian's musl for x86-64 (musl-tools), its
 # cross compiler for arm64 (gcc-aarch64-linux-gnu), where there is no musl.
-small := -Os -DNDEBUG -DCHAOS_NO_PROXY -fno-asynchronous-unwind-tables -ffunction-sections -fdata-sections \
+small := -Os -fwhole-program -DNDEBUG -DCHAOS_NO_PROXY -fno-asynchronous-unwind-tables -ffunction-sections -fdata-sections \
     -fno-ident -static -s -Wl,--gc-sections -Wl,--build-id=none -Wl,-z,noseparate-code -Wl,-z,norelro
 cc_x86_64 = $(shell command -v musl-gcc || command -v x86_64-linux-musl-gcc)
 cc_arm64 = $(shell command -v aarch64-linux-musl-gcc || command -v aarch64-linux-gnu-gcc)
