@@ -38,7 +38,7 @@
      AWS_IGNORE_CONFIGURED_ENDPOINT_URLS, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_CA_BUNDLE,
      AWS_CONTAINER_CREDENTIALS_RELATIVE_URI and _FULL_URI, AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE and _TOKEN,
      AWS_EC2_METADATA_DISABLED, AWS_EC2_METADATA_SERVICE_ENDPOINT, AWS_LAMBDA_RUNTIME_API (we are in Lambda),
-     PARAMETERS_SECRETS_EXTENSION_HTTP_PORT, AWS_APPCONFIG_EXTENSION_HTTP_PORT.
+     PARAMETERS_SECRETS_EXTENSION_HTTP_PORT, SSM_PARAMETER_STORE_TTL (its, for a warning), AWS_APPCONFIG_EXTENSION_HTTP_PORT.
    Lambda: http is API Gateway (REST, HTTP, WebSocket), Function URLs and ALB: an injected error is a reply of their shape. All
      others fail by /error, Function.ChaosInjected: direct = not recognised; async = SNS, S3, EventBridge and other Records; sqs;
      stream = Kinesis, DynamoDB, Kafka, MQ, Firehose. Never touched: authorizers, CloudFormation custom resources, CodePipeline
@@ -1945,7 +1945,7 @@ struct chaos {
     const char *way;           /* that it took, under fetch_lock; NULL = none yet */
     chaosi_u32 cancels_before; /* when this fetch was asked for, under fetch_lock */
     void *keys;                /* credentials that it keeps, NULL = it keeps none */
-    bool fallback_told, emf;
+    bool emf;
     int fetch_ms; /* how long it may take, 0 = as it likes */
     char instance[128], service[128];
     chaosi_u64 seed;
@@ -6202,6 +6202,16 @@ CHAOSI_FN chaos_result chaosi_appconfig(chaos *c, char *buf, size_t cap, chaos_f
     return CHAOS_OK;
 }
 
+/* When the way changes: that a better one was not there, or that the extension keeps what it read for longer than we do. */
+CHAOSI_FN void chaosi_tell_way(chaos *c, const chaosi_ssm *s) {
+    const char *ttl = chaosi_env("SSM_PARAMETER_STORE_TTL");
+    if (!ttl) ttl = "300";
+    if (s->passed[0]) chaosi_note(c, "fallback", "way", s->way, s->passed);
+    if (strcmp(s->way, "extension") == 0 && (chaosi_u64)atoi(ttl) * 1000 > chaosi_ttl_ms(c, true))
+        chaosi_note(c, "extension-ttl", "seconds", ttl,
+                    "the extension keeps a config this long, so a rollback takes as long: set SSM_PARAMETER_STORE_TTL=5");
+}
+
 /* The source of a handle: ssm:NAME[?region=R], appconfig:APP/ENV/PROFILE. */
 CHAOSI_FN chaos_result chaosi_remote(chaos *c, char *buf, size_t cap, chaos_fetched *out, chaos_error *err) {
     char name[sizeof c->source.path], *query;
@@ -6227,8 +6237,7 @@ CHAOSI_FN chaos_result chaosi_remote(chaos *c, char *buf, size_t cap, chaos_fetc
         s.ms = (int)chaosi_min(CHAOSI_AWS_MS, chaosi_less(c->until, chaosi_clock(false)) / CHAOSI_MS + 100);
     if (c->fetch_ms) s.ms = c->fetch_ms;
     if (r == CHAOS_OK) r = chaosi_ssm_get(&s, &value, err);
-    if (s.passed[0] && s.way && !c->fallback_told) chaosi_note(c, "fallback", "way", s.way, s.passed);
-    c->fallback_told = c->fallback_told || (s.passed[0] && s.way);
+    if (s.way && (!c->way || strcmp(c->way, s.way) != 0)) chaosi_tell_way(c, &s);
     c->way = s.way ? s.way : c->way;
     out->len = value.len;
     out->version = value.version;
