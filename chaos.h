@@ -1946,7 +1946,7 @@ struct chaos {
     chaosi_u32 cancels_before; /* when this fetch was asked for, under fetch_lock */
     void *keys;                /* credentials that it keeps, NULL = it keeps none */
     bool emf;
-    int fetch_ms; /* how long it may take, 0 = as it likes */
+    chaosi_u32 fetch_ms; /* how long a fetch may take, 0 = as it likes */
     char instance[128], service[128];
     chaosi_u64 seed;
     chaosi_loaded loaded;
@@ -4990,6 +4990,9 @@ CHAOSI_FN chaos_result chaosi_proxy_run(chaos *c, const chaos_proxy_desc *d, cha
 #define CHAOSI_MARGIN_MS     500   /* left of the deadline after a delay */
 #define CHAOSI_POST_MS       60000 /* for an answer of the Runtime API */
 #define CHAOSI_INJECTED_TYPE "Function.ChaosInjected"
+#define CHAOSI_LOOPS_MAX     64
+#define CHAOSI_MESSAGE_MAX   400
+#define CHAOSI_ERROR_MAX     (6 * CHAOSI_MESSAGE_MAX + 200)
 
 /* What kind of event it is, and which bit of `events` lets it be failed. */
 typedef enum chaosi_shape {
@@ -5050,11 +5053,11 @@ CHAOSI_FN chaosi_span chaosi_within(chaosi_span json, const char *path) {
     return chaosi_of(json.at + j.start - (t == '"'), json.len - j.start + (t == '"')); /* to the end: enough to look into it */
 }
 
-/* False = the event is not a JSON object. */
+/* False = the event is not JSON as it should be, so nobody knows what it is; one that is no object has no members. */
 CHAOSI_FN bool chaosi_find_members(chaosi_invocation *e, const char *text, size_t len) {
     chaosi_json j = {text, len, 0, NULL, 'v', 0, 0, 0, 0};
     char t = chaosi_json_next(&j);
-    if (t != '{') return false;
+    if (t != '{') return chaos_json_check(text, len, NULL) == CHAOS_OK;
     while ((t = chaosi_json_next(&j)) == ':') {
         chaosi_span name = chaosi_of(text + j.start, j.end - j.start);
         size_t i = 0, from;
@@ -5064,7 +5067,7 @@ CHAOSI_FN bool chaosi_find_members(chaosi_invocation *e, const char *text, size_
         if (!chaosi_json_skip(&j)) return false;
         if (i < CHAOSI_M_COUNT) e->member[i] = chaosi_of(text + from, j.pos - from);
     }
-    return t == '}';
+    return t == '}' && chaosi_json_next(&j) == '.';
 }
 
 CHAOSI_FN chaosi_shape chaosi_record_shape(const chaosi_invocation *e) {
@@ -5108,17 +5111,17 @@ CHAOSI_FN void chaosi_drop_stage(chaosi_invocation *e) {
 }
 
 CHAOSI_FN void chaosi_read_event(chaosi_invocation *e, const char *text, size_t len) {
+    chaosi_span path;
     memset(e, 0, offsetof(chaosi_invocation, value));
+    e->shape = CHAOSI_EV_SPARED;
     if (!chaosi_find_members(e, text, len)) return;
     e->shape = chaosi_shape_of(e);
-    if (e->shape == CHAOSI_EV_HTTP2) {
-        chaosi_plain(chaosi_within(e->member[CHAOSI_M_CONTEXT], "http.method"), e->method, sizeof e->method);
-        chaosi_plain(e->member[CHAOSI_M_RAW_PATH], e->path, sizeof e->path);
-        if (e->path[0] == '/') chaosi_drop_stage(e);
-    } else {
-        chaosi_plain(e->member[CHAOSI_M_METHOD], e->method, sizeof e->method);
-        chaosi_plain(e->member[CHAOSI_M_PATH], e->path, sizeof e->path);
-    }
+    if (e->shape == CHAOSI_EV_HTTP2) chaosi_plain(chaosi_within(e->member[CHAOSI_M_CONTEXT], "http.method"), e->method, sizeof e->method);
+    else chaosi_plain(e->member[CHAOSI_M_METHOD], e->method, sizeof e->method);
+    path = e->member[e->shape == CHAOSI_EV_HTTP2 ? CHAOSI_M_RAW_PATH : CHAOSI_M_PATH];
+    chaosi_plain(path, e->path, sizeof e->path);
+    if (!e->path[0] && path.len >= sizeof e->path) e->shape = CHAOSI_EV_SPARED; /* too long to look at */
+    if (e->shape == CHAOSI_EV_HTTP2 && e->path[0] == '/') chaosi_drop_stage(e);
 }
 
 /* A header of an HTTP event, the first of several. */
@@ -5143,10 +5146,10 @@ CHAOSI_FN const char *chaosi_event_header(void *user, const char *name, size_t *
 CHAOSI_FN void chaosi_refresh_due(chaos *c) {
     chaos_error unused;
     bool due;
-    if (!c->source.fetched || c->has_refresher || CHAOSI_SEQ(&c->killed)) return;
-    c->fetch_ms = CHAOSI_REFRESH_MS;
+    if (c->has_refresher || CHAOSI_SEQ(&c->killed)) return;
+    CHAOSI_STORE(&c->fetch_ms, (chaosi_u32)CHAOSI_REFRESH_MS);
     CHAOSI_LOCK(&c->lock);
-    due = chaosi_now(c, false) >= c->next_fetch;
+    due = c->source.fetched && chaosi_now(c, false) >= c->next_fetch;
     if (due) c->next_fetch = chaosi_now(c, false) + CHAOSI_REFRESH_MS * CHAOSI_MS;
     CHAOSI_UNLOCK(&c->lock);
     if (due) chaosi_refresh(c, true, &unused);
@@ -5251,12 +5254,13 @@ typedef struct chaosi_loop {
     void *user;
     chaosi_address address;
     const char *api;
-    bool alone;       /* the only loop: it may set the trace id in the environment */
+    struct chaosi_loop **all;
+    int count, index; /* the only one may set the trace id in the environment */
+    chaosi_u32 *over; /* 0, or 1 + the index of the loop that ended first: then all end */
     int fd;           /* -1 = not connected */
     char *in, *out;   /* CHAOSI_EVENT_MAX, CHAOSI_REPLY_MAX */
     char small[4096]; /* heads, and answers of the API */
     chaos_error err;
-    chaos_result result;
 } chaosi_loop;
 
 struct chaos_lambda_reply {
@@ -5264,20 +5268,26 @@ struct chaos_lambda_reply {
     const char *id;
     size_t len;
     bool streams, discard, failed, broken; /* discard: the reply will be replaced; broken: the stream's connection is lost */
-    char type[80], message[400];
+    char type[80], message[CHAOSI_MESSAGE_MAX];
 };
 
-CHAOSI_FN void chaosi_hang_up(chaosi_loop *l) {
-    if (l->fd >= 0) close(l->fd);
-    l->fd = -1;
+/* Under the lock, so that who ends all loops never shuts down a number that was closed meanwhile. */
+CHAOSI_FN void chaosi_set_api(chaosi_loop *l, int fd) {
+    int old = l->fd;
+    CHAOSI_LOCK(&l->c->lock);
+    l->fd = fd;
+    if (fd >= 0 && CHAOSI_SEQ(l->over)) shutdown(fd, SHUT_RDWR);
+    CHAOSI_UNLOCK(&l->c->lock);
+    if (old >= 0) close(old);
 }
+
+CHAOSI_FN void chaosi_hang_up(chaosi_loop *l) { chaosi_set_api(l, -1); }
 
 /* A connection that is fit for another call. NULL = there is one. */
 CHAOSI_FN const char *chaosi_dial_api(chaosi_loop *l) {
     int problem;
     if (l->fd >= 0 && chaosi_is_quiet(l->fd)) return NULL;
-    chaosi_hang_up(l);
-    l->fd = chaosi_socket(&l->address);
+    chaosi_set_api(l, chaosi_socket(&l->address));
     problem = l->fd < 0 ? errno : chaosi_connect(l->fd, &l->address, chaosi_clock(false) + 2000 * CHAOSI_MS);
     if (!problem) return NULL;
     chaosi_hang_up(l);
@@ -5295,12 +5305,16 @@ CHAOSI_FN size_t chaosi_api_head(chaosi_loop *l, const char *method, const char 
 CHAOSI_FN bool chaosi_api_answer(chaosi_loop *l, const char *what) {
     chaosi_got a;
     const char *problem;
+    char said[200];
     a.buf = l->small;
     a.cap = sizeof l->small;
     problem = chaosi_read_answer(l->fd, &a, chaosi_clock(false) + CHAOSI_POST_MS * CHAOSI_MS);
     if (problem || !a.head.keep_alive) chaosi_hang_up(l);
     if (problem) chaosi_note(l->c, "lambda", "call", what, problem);
-    else if (a.head.status >= 300) chaosi_note(l->c, "lambda", "call", what, a.body.at);
+    else if (a.head.status >= 300) {
+        snprintf(said, sizeof said, "HTTP %d: %.150s", a.head.status, a.body.at);
+        chaosi_note(l->c, "lambda", "call", what, said);
+    }
     if (problem || a.head.status != 500) return true;
     chaosi_fail(&l->err, CHAOS_ERR_SYSTEM, "the Runtime API answers 500 to %s", what);
     return false;
@@ -5336,10 +5350,13 @@ CHAOSI_FN const char *chaosi_error_type(const char *type) {
     return i > 1 && word[0] <= 'Z' ? type : "Function.Unknown";
 }
 
-CHAOSI_FN size_t chaosi_put_error(char *buf, size_t cap, const char *type, const char *message) {
-    chaosi_out o = chaosi_into(buf, cap);
+/* buf holds CHAOSI_ERROR_MAX: whatever the message, it is whole JSON. */
+CHAOSI_FN size_t chaosi_put_error(char *buf, const char *type, const char *message) {
+    chaosi_out o = chaosi_into(buf, CHAOSI_ERROR_MAX);
+    char cut[CHAOSI_MESSAGE_MAX];
+    chaosi_copy(cut, sizeof cut, message);
     chaosi_puts(&o, "{");
-    chaosi_put_str(&o, "errorMessage", message);
+    chaosi_put_str(&o, "errorMessage", cut);
     chaosi_put_str(&o, "errorType", type);
     chaosi_puts(&o, ",\"stackTrace\":[]}");
     return o.len;
@@ -5375,14 +5392,14 @@ CHAOSI_FN void chaosi_base64(chaosi_out *o, const char *in, size_t len) {
 
 /* The end of a stream: an error goes into trailers. */
 CHAOSI_FN bool chaosi_stream_end(chaos_lambda_reply *r) {
-    char body[1024], text[2048];
+    char body[CHAOSI_ERROR_MAX], text[2 * CHAOSI_ERROR_MAX];
     chaosi_out o = chaosi_into(text, sizeof text);
     chaosi_puts(&o, "0\r\n");
     if (r->failed) {
-        size_t n = chaosi_put_error(body, sizeof body, r->type, r->message);
+        size_t n = chaosi_put_error(body, r->type, r->message);
         chaosi_put_field(&o, chaosi_str("Lambda-Runtime-Function-Error-Type"), chaosi_str(r->type));
         chaosi_puts(&o, "Lambda-Runtime-Function-Error-Body: ");
-        chaosi_base64(&o, body, n < sizeof body ? n : sizeof body - 1);
+        chaosi_base64(&o, body, n);
         chaosi_puts(&o, "\r\n");
     }
     chaosi_puts(&o, "\r\n");
@@ -5420,20 +5437,18 @@ CHAOSI_FN chaos_result chaosi_lambda_stream(chaos_lambda_reply *r, const char *t
     chaosi_loop *l = r->loop;
     char path[256], fields[512];
     size_t head;
-    int n;
-    if (r->streams || r->len) return CHAOS_ERR_ARGUMENT;
-    r->streams = true;
-    if (r->discard) return CHAOS_OK;
     if (prelude) type = "application/vnd.awslambda.http-integration-response";
+    if (!type) type = "application/octet-stream";
+    if (r->streams || r->len || strlen(type) > 128 || !chaosi_is_value(chaosi_str(type))) return CHAOS_ERR_ARGUMENT;
+    r->streams = r->discard || chaosi_dial_api(l) == NULL;
+    if (r->discard || !r->streams) return r->discard ? CHAOS_OK : CHAOS_ERR_UNREACHABLE;
     snprintf(path, sizeof path, "invocation/%.128s/response", r->id);
-    n = snprintf(fields, sizeof fields,
-                 "Lambda-Runtime-Function-Response-Mode: streaming\r\nContent-Type: %s\r\nTransfer-Encoding: chunked\r\n"
-                 "Trailer: Lambda-Runtime-Function-Error-Type, Lambda-Runtime-Function-Error-Body\r\n",
-                 type ? type : "application/octet-stream");
-    if ((size_t)n >= sizeof fields || !chaosi_is_value(chaosi_str(type ? type : ""))) r->broken = true;
-    if (!r->broken) r->broken = chaosi_dial_api(l) != NULL;
+    snprintf(fields, sizeof fields,
+             "Lambda-Runtime-Function-Response-Mode: streaming\r\nContent-Type: %s\r\nTransfer-Encoding: chunked\r\n"
+             "Trailer: Lambda-Runtime-Function-Error-Type, Lambda-Runtime-Function-Error-Body\r\n",
+             type);
     head = chaosi_api_head(l, "POST", path, fields);
-    if (!r->broken) r->broken = !chaosi_send_all(l->fd, l->small, head, chaosi_clock(false) + CHAOSI_POST_MS * CHAOSI_MS);
+    r->broken = !chaosi_send_all(l->fd, l->small, head, chaosi_clock(false) + CHAOSI_POST_MS * CHAOSI_MS);
     if (prelude) chaosi_stream_piece(r, prelude, strlen(prelude));
     if (prelude) chaosi_stream_piece(r, gap, sizeof gap);
     return r->broken ? CHAOS_ERR_UNREACHABLE : CHAOS_OK;
@@ -5444,7 +5459,7 @@ CHAOSI_FN bool chaosi_invoke(chaosi_loop *l, const chaos_lambda_event *e) {
     chaos_lambda_action gate;
     chaos_lambda_reply r;
     chaosi_u64 start;
-    char path[256], injected[8192], error[1024];
+    char path[256], injected[8192], error[CHAOSI_ERROR_MAX];
     int problem = 0;
     memset(&r, 0, sizeof r);
     r.loop = l;
@@ -5460,7 +5475,7 @@ CHAOSI_FN bool chaosi_invoke(chaosi_loop *l, const chaos_lambda_event *e) {
     snprintf(path, sizeof path, "invocation/%.128s/%s", e->request_id, (gate.replaced ? gate.failed : r.failed) ? "error" : "response");
     if (gate.replaced && gate.failed) return chaosi_api_error(l, path, CHAOSI_INJECTED_TYPE, injected, gate.len);
     if (gate.replaced) return chaosi_api_post(l, path, "Content-Type: application/json\r\n", injected, gate.len);
-    if (r.failed) return chaosi_api_error(l, path, r.type, error, chaosi_put_error(error, sizeof error, r.type, r.message));
+    if (r.failed) return chaosi_api_error(l, path, r.type, error, chaosi_put_error(error, r.type, r.message));
     return chaosi_api_post(l, path, "Content-Type: application/json\r\n", l->out, r.len);
 }
 
@@ -5476,7 +5491,7 @@ CHAOSI_FN const char *chaosi_event_field(const chaosi_got *a, const char *name) 
 CHAOSI_FN bool chaosi_next_event(chaosi_loop *l, chaosi_got *a, chaos_lambda_event *e) {
     const char *problem = "";
     int tries;
-    for (tries = 0; tries < 4; tries++) {
+    for (tries = 0; tries < 4 && !CHAOSI_SEQ(l->over); tries++) {
         size_t head;
         if (tries > 1) chaosi_nap(50 * CHAOSI_MS);
         problem = chaosi_dial_api(l);
@@ -5507,9 +5522,21 @@ CHAOSI_FN bool chaosi_next_event(chaosi_loop *l, chaosi_got *a, chaos_lambda_eve
     e->client_context = chaosi_event_field(a, "lambda-runtime-client-context");
     e->cognito_identity = chaosi_event_field(a, "lambda-runtime-cognito-identity");
     e->content_type = chaosi_event_field(a, "content-type");
-    if (chaosi_is_token(chaosi_str(e->request_id))) return true;
-    chaosi_fail(&l->err, CHAOS_ERR_VALUE, "Runtime API %.60s: an event without a request id", l->api);
+    if (chaosi_is_token(chaosi_str(e->request_id)) && strlen(e->request_id) <= 128) return true;
+    chaosi_fail(&l->err, CHAOS_ERR_VALUE, "Runtime API %.60s: an event without a usable request id", l->api);
     return false;
+}
+
+/* The first loop to end ends them all: its reason is that of the run. */
+CHAOSI_FN void chaosi_end_loops(chaosi_loop *l) {
+    chaosi_u32 running = 0;
+    int i;
+    chaosi_hang_up(l);
+    if (!CHAOSI_CAS(l->over, &running, (chaosi_u32)l->index + 1u)) return;
+    CHAOSI_LOCK(&l->c->lock);
+    for (i = 0; i < l->count; i++)
+        if (l->all[i] && l->all[i]->fd >= 0) shutdown(l->all[i]->fd, SHUT_RDWR);
+    CHAOSI_UNLOCK(&l->c->lock);
 }
 
 static void *chaosi_loop_main(void *arg) {
@@ -5517,75 +5544,84 @@ static void *chaosi_loop_main(void *arg) {
     chaos_lambda_event e;
     chaosi_got a;
     while (chaosi_next_event(l, &a, &e)) {
-        if (l->alone) setenv("_X_AMZN_TRACE_ID", e.trace_id, 1); /* parallel loops cannot: the environment is everybody's */
+        if (l->count == 1) setenv("_X_AMZN_TRACE_ID", e.trace_id, 1); /* parallel loops cannot: the environment is everybody's */
         if (!chaosi_invoke(l, &e)) break;
     }
-    chaosi_hang_up(l);
-    l->result = l->err.code;
+    chaosi_end_loops(l);
     return NULL;
 }
 
 /* One block for a loop. NULL = no memory, or the API's address is no address. */
-CHAOSI_FN chaosi_loop *chaosi_make_loop(chaos *c, const chaosi_loop *model, chaos_error *err) {
+CHAOSI_FN chaosi_loop *chaosi_make_loop(chaos *c, const chaosi_loop *model, int index, chaos_error *err) {
     size_t self = (sizeof(chaosi_loop) + 63) / 64 * 64;
     char *block = (char *)c->desc.alloc(c->desc.alloc_user, self + CHAOSI_EVENT_MAX + CHAOSI_REPLY_MAX);
     chaosi_loop *l = (chaosi_loop *)(void *)block;
     if (!l) chaosi_fail(err, CHAOS_ERR_MEMORY, "out of memory");
     if (!l) return NULL;
     memcpy(l, model, sizeof *l);
+    l->index = index;
     l->in = block + self;
     l->out = l->in + CHAOSI_EVENT_MAX;
     return l;
 }
 
+CHAOSI_FN void chaosi_init_failed(chaosi_loop *l, const char *type, const char *why) {
+    char body[CHAOSI_ERROR_MAX];
+    chaosi_api_error(l, "init/error", type, body, chaosi_put_error(body, type, why));
+    chaosi_hang_up(l);
+}
+
+/* One loop on this thread, each other one on its own, to the end of all. */
+CHAOSI_FN void chaosi_run_loops(chaosi_loop **loops, int count) {
+#ifdef CHAOSI_THREADS
+    pthread_t threads[CHAOSI_LOOPS_MAX];
+    int started = 1, i;
+    while (started < count && chaosi_thread(&threads[started], chaosi_loop_main, loops[started])) started++;
+    chaosi_loop_main(loops[0]);
+    for (i = 1; i < started; i++) pthread_join(threads[i], NULL);
+#else
+    (void)count;
+    chaosi_loop_main(loops[0]);
+#endif
+}
+
 CHAOSI_FN chaos_result chaosi_lambda_run(chaos *c, chaos_lambda_handler fn, void *user, const chaos_lambda_desc *d, chaos_error *err) {
     const char *most = chaosi_env("AWS_LAMBDA_MAX_CONCURRENCY"), *why;
-    char host[64] = "", port[8] = "80", body[512];
-    chaosi_loop model, *loops[64];
-    int count = d->loops ? d->loops : most ? atoi(most) : 1, made, i;
+    char host[64] = "", port[8] = "80";
+    chaosi_loop model, *loops[CHAOSI_LOOPS_MAX];
+    chaosi_u32 over = 0;
+    int made;
     memset(&model, 0, sizeof model);
+    memset(loops, 0, sizeof loops);
     model.c = c;
     model.d = d;
     model.handler = fn;
     model.user = user;
     model.api = d->api ? d->api : chaosi_env("AWS_LAMBDA_RUNTIME_API");
     model.fd = -1;
-    count = count < 1 ? 1 : count > 64 ? 64 : count;
+    model.all = loops;
+    model.over = &over;
+    model.count = d->loops ? d->loops : most ? atoi(most) : 1;
+    model.count = model.count < 1 ? 1 : model.count > CHAOSI_LOOPS_MAX ? CHAOSI_LOOPS_MAX : model.count;
 #ifndef CHAOSI_THREADS
-    count = 1;
+    model.count = 1;
 #endif
-    model.alone = count == 1;
     if (!model.api) return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "no Runtime API: AWS_LAMBDA_RUNTIME_API is not set; this is not Lambda");
     if (!chaosi_split_address(chaosi_str(model.api), true, host, sizeof host, port, sizeof port) ||
         !chaosi_numeric(host, port, &model.address))
         return chaosi_fail(err, CHAOS_ERR_ADDRESS, "Runtime API %.60s: must be ADDR:PORT", model.api);
     if (c->has_refresher) return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "chaos_lambda_run: open the handle with no_thread");
     why = d->init ? d->init(user) : NULL;
-    if (why) {
-        chaosi_api_error(&model, "init/error", "Function.InitFailed", body,
-                         chaosi_put_error(body, sizeof body, "Function.InitFailed", why));
-        return chaosi_fail(err, CHAOS_ERR_VALUE, "the function's init failed: %.100s", why);
-    }
-    for (made = 0; made < count && (loops[made] = chaosi_make_loop(c, &model, err)) != NULL; made++) {}
-    if (!made) {
-        size_t n = chaosi_put_error(body, sizeof body, "Runtime.OutOfMemory", "no memory for an event");
-        chaosi_api_error(&model, "init/error", "Runtime.OutOfMemory", body, n);
-        return CHAOS_ERR_MEMORY;
-    }
-#ifdef CHAOSI_THREADS
-    {
-        pthread_t threads[64];
-        int started = 1;
-        while (started < made && chaosi_thread(&threads[started], chaosi_loop_main, loops[started])) started++;
-        chaosi_loop_main(loops[0]);
-        for (i = 1; i < started; i++) pthread_join(threads[i], NULL);
-    }
-#else
-    chaosi_loop_main(loops[0]);
-#endif
-    if (err) *err = loops[0]->err;
-    for (i = 0; i < made; i++) c->desc.free(c->desc.alloc_user, loops[i]);
-    return err ? err->code : CHAOS_ERR_UNREACHABLE;
+    if (why) chaosi_init_failed(&model, "Function.InitFailed", why);
+    if (why) return chaosi_fail(err, CHAOS_ERR_VALUE, "the function's init failed: %.100s", why);
+    for (made = 0; made < model.count; made++)
+        if ((loops[made] = chaosi_make_loop(c, &model, made, err)) == NULL) break;
+    if (!made) chaosi_init_failed(&model, "Runtime.OutOfMemory", "no memory for an event");
+    if (!made) return CHAOS_ERR_MEMORY;
+    chaosi_run_loops(loops, made);
+    *err = loops[over - 1]->err;
+    while (made-- > 0) c->desc.free(c->desc.alloc_user, loops[made]);
+    return err->code;
 }
 #endif /* CHAOS_NO_LAMBDA */
 
@@ -6235,7 +6271,7 @@ CHAOSI_FN chaos_result chaosi_remote(chaos *c, char *buf, size_t cap, chaos_fetc
     /* Who fetches is also who notices the end, and must be back by then. */
     if (CHAOSI_LOAD(&c->armed) && !c->desc.clock)
         s.ms = (int)chaosi_min(CHAOSI_AWS_MS, chaosi_less(c->until, chaosi_clock(false)) / CHAOSI_MS + 100);
-    if (c->fetch_ms) s.ms = c->fetch_ms;
+    if (CHAOSI_LOAD(&c->fetch_ms)) s.ms = (int)CHAOSI_LOAD(&c->fetch_ms);
     if (r == CHAOS_OK) r = chaosi_ssm_get(&s, &value, err);
     if (s.way && (!c->way || strcmp(c->way, s.way) != 0)) chaosi_tell_way(c, &s);
     c->way = s.way ? s.way : c->way;
