@@ -23,8 +23,11 @@ endif
 programs := $(patsubst examples/%.c,$(build)/chaos-%,$(filter-out examples/demo.c,$(wildcard examples/*.c)))
 tests := $(patsubst tests/%.c,%,$(wildcard tests/unit/*.c tests/net/*.c tests/regress/*.c))
 fuzzers := $(filter-out standalone,$(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/*.c)))
-# Not tests: what they share, and the comparison with nginx and HAProxy, which is for CI.
-peers := $(filter-out tests/peers/common.py tests/peers/aws.py tests/peers/runtime_api.py tests/peers/scores.py,$(wildcard tests/peers/*.py tests/peers/*.sh))
+# Against nginx, HAProxy, curl and the like; what is not for `make test`: AWS's stand-ins and clients (`make peers`), the
+# comparison of scores (CI), and what they share.
+cloud := $(wildcard $(patsubst %,tests/peers/%.py,runbook ssm deploy terraform lambda ssm_tool layer agents workflows))
+shared := $(patsubst %,tests/peers/%.py,common aws runtime_api containers scores)
+peers := $(filter-out $(cloud) $(shared),$(wildcard tests/peers/*.py tests/peers/*.sh))
 long := $(wildcard tests/peers/real.py) tests/compile/run # first, so that nothing waits for them in the end
 test_needs := chaos.h $(wildcard tests/*.h tests/unit/*.h tests/net/*.h tests/fuzz/*.h)
 
@@ -45,7 +48,11 @@ demo: all $(build)/chaos-demo
 	$(build)/chaos-demo
 
 test: all $(build)/chaos-demo $(tests:%=$(build)/tests/%)
+	@echo "not here: make peers (SSM, Lambda, containers, Terraform: 5 minutes), make asan ubsan tsan, make fuzz"
 	@sh tests/run $(long) $(tests:%=$(build)/tests/%) $(filter-out $(long),$(peers) tests/compile/makefile.sh tests/lint/run)
+
+peers: all
+	@sh tests/run $(cloud)
 
 bench: all
 	@sh tests/bench/run
@@ -136,6 +143,7 @@ help:
 	@echo "make              build/chaos-proxy, build/chaos-ssm and the examples; with libcurl when it is there (make curl= without)"
 	@echo "make demo         see it: a service, the proxy in front, faults on and off (15 s)"
 	@echo "make test         all tests that need only cc and make; the others where their tools are there"
+	@echo "make peers        the control plane, Lambda and deployment against moto, aws-cli, real runtimes, containers (5 min)"
 	@echo "make bench        the figures of the README, measured here"
 	@echo "make asan         the unit and net tests under the address sanitizer; also: ubsan tsan"
 	@echo "make fuzz         every fuzz target for FUZZ_SECONDS=$(FUZZ_SECONDS)"
@@ -145,5 +153,5 @@ help:
 	@echo "make install      chaos.h, chaos-proxy, chaos-ssm and chaos.pc under PREFIX=$(PREFIX); also: uninstall; DESTDIR works"
 	@echo "make clean        remove build/"
 
-.PHONY: all demo test bench asan ubsan tsan fuzz lint lambda layer static install uninstall clean help
+.PHONY: all demo test peers bench asan ubsan tsan fuzz lint lambda layer static install uninstall clean help
 .DELETE_ON_ERROR:
