@@ -35,7 +35,16 @@ check "install and uninstall" '
     grep -x "prefix=/opt/x" "$dir/dest/opt/x/lib/pkgconfig/chaos.pc" &&
     grep -x "Version: $(build/chaos-proxy --version | sed -n "1s/chaos-proxy //p")" "$dir/dest/opt/x/lib/pkgconfig/chaos.pc" &&
     $make uninstall DESTDIR="$dir/dest" PREFIX=/opt/x && [ -z "$(find "$dir/dest" -type f)" ]'
-check "lambda and layer say that they are not there" '! $make lambda && ! $make layer && $make lambda 2>&1 | grep -q "not in this version"'
+check "lambda and layer say what to install" '
+    ! $make lambda cc_x86_64= && $make layer cc_x86_64= 2>&1 | grep -q "install musl-tools" &&
+    $make layer build/layer/chaos-layer-arm64.zip cc_arm64= 2>&1 | grep -q "install gcc-aarch64-linux-gnu"'
+if [ "${CHAOS_CI-}" = 1 ]; then
+    check "lambda and layer: static programs, executable in their zips" '
+        $make -j2 lambda layer && ! (ldd build/lambda/x86_64/bootstrap build/layer/x86_64/chaos-layer | grep "=>") &&
+        for zip in build/lambda/*.zip build/layer/*.zip; do
+            python3 -c "import sys, zipfile; i, = zipfile.ZipFile(sys.argv[1]).infolist(); assert i.external_attr >> 16 & 0o111, i" $zip || exit 1
+        done'
+fi
 check "help names every target" '$make help >../help; for t in $(sed -n "s/^\.PHONY: all \(.*\) help$/\1/p" Makefile); do grep -w "$t" ../help || { echo "not: $t"; exit 1; }; done'
 check "output stands in build/ only" '[ -z "$(find . -newer ../start -type f ! -path "./build/*" ! -name chaos.h)" ]'
 check "clean" '$make clean && [ ! -e build ]'
