@@ -40,9 +40,9 @@
      AWS_EC2_METADATA_DISABLED, AWS_EC2_METADATA_SERVICE_ENDPOINT, AWS_LAMBDA_RUNTIME_API (we are in Lambda),
      PARAMETERS_SECRETS_EXTENSION_HTTP_PORT, SSM_PARAMETER_STORE_TTL (its, for a warning), AWS_APPCONFIG_EXTENSION_HTTP_PORT.
    Lambda: http is API Gateway (REST, HTTP, WebSocket), Function URLs and ALB: an injected error is a reply of their shape. All
-     others fail by /error, Function.ChaosInjected: direct = not recognised; async = SNS, S3, EventBridge and other Records; sqs;
+     others fail by /error, Function.ChaosInjected: direct = not recognised; async = SNS, S3, EventBridge, logs, other Records; sqs;
      stream = Kinesis, DynamoDB, Kafka, MQ, Firehose. Never touched: authorizers, CloudFormation custom resources, CodePipeline
-     jobs, CodeDeploy hooks, Cognito triggers. CHAOS_EMF=1: a line of CloudWatch's Embedded Metric Format a fault, on stdout.
+     jobs, CodeDeploy hooks, Cognito triggers, AWS Config rules, rotations of secrets, events that are not JSON. CHAOS_EMF=1: a line of CloudWatch's Embedded Metric Format a fault, on stdout.
    Environment: CHAOS_CONFIG, CHAOS_DISABLE=1 (off, whatever else), CHAOS_INSTANCE or AWS_LAMBDA_LOG_STREAM_NAME or
      ECS_CONTAINER_METADATA_URI_V4 or the host name, CHAOS_SERVICE or AWS_LAMBDA_FUNCTION_NAME.
    Memory: one block in chaos_open (about 160 KB), one for each proxy run and worker; nothing on the way of a request.
@@ -5022,14 +5022,14 @@ enum chaosi_member {
     CHAOSI_M_DETAIL_TYPE,
     CHAOSI_M_SOURCE,
     CHAOSI_M_DELIVERY,
+    CHAOSI_M_LOGS,
     CHAOSI_M_SPARED, /* from here: somebody's control plane */
-    CHAOSI_M_COUNT = CHAOSI_M_SPARED + 6
+    CHAOSI_M_COUNT = CHAOSI_M_SPARED + 10
 };
-static const char *const chaosi_members[] = {"requestContext", "version",     "httpMethod",        "rawPath",
-                                             "path",           "headers",     "multiValueHeaders", "Records",
-                                             "detail-type",    "eventSource", "deliveryStreamArn", "methodArn",
-                                             "routeArn",       "ResponseURL", "CodePipeline.job",  "LifecycleEventHookExecutionId",
-                                             "triggerSource"};
+static const char chaosi_members[] = /* in this order */
+    "requestContext,version,httpMethod,rawPath,path,headers,multiValueHeaders,Records,detail-type,eventSource,deliveryStreamArn,awslogs,"
+    "methodArn,routeArn,ResponseURL,CodePipeline.job,LifecycleEventHookExecutionId,triggerSource,authorizationToken,protocolData,"
+    "invokingEvent,ClientRequestToken";
 
 typedef struct chaosi_invocation {
     chaosi_span member[CHAOSI_M_COUNT]; /* JSON of the value; at NULL = not there */
@@ -5053,6 +5053,14 @@ CHAOSI_FN chaosi_span chaosi_within(chaosi_span json, const char *path) {
     return chaosi_of(json.at + j.start - (t == '"'), json.len - j.start + (t == '"')); /* to the end: enough to look into it */
 }
 
+/* CHAOSI_M_COUNT = another name. */
+CHAOSI_FN size_t chaosi_member_of(chaosi_span name) {
+    const char *at = chaosi_members;
+    size_t i = 0, n = strcspn(at, ",");
+    for (; n && !chaosi_same(name, chaosi_of(at, n)); i++, n = strcspn(at, ",")) at += n + (at[n] == ',');
+    return i;
+}
+
 /* False = the event is not JSON as it should be, so nobody knows what it is; one that is no object has no members. */
 CHAOSI_FN bool chaosi_find_members(chaosi_invocation *e, const char *text, size_t len) {
     chaosi_json j = {text, len, 0, NULL, 'v', 0, 0, 0, 0};
@@ -5060,8 +5068,7 @@ CHAOSI_FN bool chaosi_find_members(chaosi_invocation *e, const char *text, size_
     if (t != '{') return chaos_json_check(text, len, NULL) == CHAOS_OK;
     while ((t = chaosi_json_next(&j)) == ':') {
         chaosi_span name = chaosi_of(text + j.start, j.end - j.start);
-        size_t i = 0, from;
-        while (i < CHAOSI_M_COUNT && !chaosi_same(name, chaosi_str(chaosi_members[i]))) i++;
+        size_t i = chaosi_member_of(name), from;
         chaosi_json_space(&j);
         from = j.pos;
         if (!chaosi_json_skip(&j)) return false;
@@ -5082,7 +5089,8 @@ CHAOSI_FN chaosi_shape chaosi_record_shape(const chaosi_invocation *e) {
     return strcmp(source, "aws:kinesis") == 0 || strcmp(source, "aws:dynamodb") == 0 ? CHAOSI_EV_STREAM : CHAOSI_EV_ASYNC;
 }
 
-/* Authorizers, custom resources, pipeline jobs, deployment hooks and Cognito triggers are somebody's control plane. */
+/* Authorizers (of API Gateway, AppSync, IoT), custom resources, pipeline jobs, deployment hooks, Cognito triggers, AWS Config rules
+   and rotations of secrets are somebody's control plane. */
 CHAOSI_FN chaosi_shape chaosi_shape_of(const chaosi_invocation *e) {
     const chaosi_span *m = e->member, context = m[CHAOSI_M_CONTEXT];
     char version[8];
@@ -5095,7 +5103,7 @@ CHAOSI_FN chaosi_shape chaosi_shape_of(const chaosi_invocation *e) {
     if (chaosi_within(context, "http").at && strcmp(version, "2.0") == 0) return CHAOSI_EV_HTTP2;
     if (chaosi_within(context, "connectionId").at && chaosi_within(context, "eventType").at) return CHAOSI_EV_SOCKET;
     if (context.at && m[CHAOSI_M_METHOD].at) return CHAOSI_EV_REST;
-    if (m[CHAOSI_M_DETAIL_TYPE].at) return CHAOSI_EV_ASYNC;
+    if (m[CHAOSI_M_DETAIL_TYPE].at || m[CHAOSI_M_LOGS].at) return CHAOSI_EV_ASYNC;
     return chaosi_record_shape(e);
 }
 
@@ -5143,15 +5151,15 @@ CHAOSI_FN const char *chaosi_event_header(void *user, const char *name, size_t *
 
 /* -- the gate: what happens to one invocation -- */
 /* Inside the invocation, because the sandbox is frozen between them: when the TTL is over, and by one loop at a time. */
-CHAOSI_FN void chaosi_refresh_due(chaos *c) {
+CHAOSI_FN void chaosi_refresh_due(chaos *c, chaosi_u64 left) {
     chaos_error unused;
     bool due;
     if (c->has_refresher || CHAOSI_SEQ(&c->killed)) return;
-    CHAOSI_STORE(&c->fetch_ms, (chaosi_u32)CHAOSI_REFRESH_MS);
     CHAOSI_LOCK(&c->lock);
     due = c->source.fetched && chaosi_now(c, false) >= c->next_fetch;
     if (due) c->next_fetch = chaosi_now(c, false) + CHAOSI_REFRESH_MS * CHAOSI_MS;
     CHAOSI_UNLOCK(&c->lock);
+    if (due) CHAOSI_STORE(&c->fetch_ms, (chaosi_u32)chaosi_min(CHAOSI_REFRESH_MS, left / CHAOSI_MS + 1));
     if (due) chaosi_refresh(c, true, &unused);
     if (CHAOSI_LOAD(&c->armed)) c->tell(c, CHAOSI_TICK);
 }
@@ -5172,7 +5180,7 @@ CHAOSI_FN void chaosi_lambda_wait(chaos *c, unsigned us) {
         CHAOSI_UNLOCK(&c->lock);
         if (!c->source.fetched || c->has_refresher) most = CHAOSI_NEVER;
         chaosi_wait(c, chaosi_min(end, chaosi_later(chaosi_clock(false), most)), -1);
-        if (chaosi_clock(false) < end) chaosi_refresh_due(c);
+        if (chaosi_clock(false) < end) chaosi_refresh_due(c, chaosi_less(end, chaosi_clock(false)));
     }
 }
 
@@ -5222,7 +5230,7 @@ CHAOSI_FN void chaosi_lambda_decide(chaos *c, const chaos_lambda_event *in, chao
     chaosi_hot hot;
     memset(out, 0, sizeof *out);
     out->run = true;
-    chaosi_refresh_due(c);
+    chaosi_refresh_due(c, CHAOSI_NEVER);
     if (!CHAOSI_LOAD(&c->armed)) return;
     chaosi_read_event(&e, in->body, in->len);
     chaosi_read_hot(c, &hot);
@@ -5257,6 +5265,7 @@ typedef struct chaosi_loop {
     struct chaosi_loop **all;
     int count, index; /* the only one may set the trace id in the environment */
     chaosi_u32 *over; /* 0, or 1 + the index of the loop that ended first: then all end */
+    bool waiting;     /* for an event: who ends all loops may cut this; under c->lock */
     int fd;           /* -1 = not connected */
     char *in, *out;   /* CHAOSI_EVENT_MAX, CHAOSI_REPLY_MAX */
     char small[4096]; /* heads, and answers of the API */
@@ -5276,12 +5285,21 @@ CHAOSI_FN void chaosi_set_api(chaosi_loop *l, int fd) {
     int old = l->fd;
     CHAOSI_LOCK(&l->c->lock);
     l->fd = fd;
-    if (fd >= 0 && CHAOSI_SEQ(l->over)) shutdown(fd, SHUT_RDWR);
     CHAOSI_UNLOCK(&l->c->lock);
     if (old >= 0) close(old);
 }
 
 CHAOSI_FN void chaosi_hang_up(chaosi_loop *l) { chaosi_set_api(l, -1); }
+
+/* False = the run is over: no event any more. */
+CHAOSI_FN bool chaosi_set_waiting(chaosi_loop *l, bool waiting) {
+    bool over;
+    CHAOSI_LOCK(&l->c->lock);
+    over = CHAOSI_SEQ(l->over) != 0;
+    l->waiting = waiting && !over;
+    CHAOSI_UNLOCK(&l->c->lock);
+    return !over;
+}
 
 /* A connection that is fit for another call. NULL = there is one. */
 CHAOSI_FN const char *chaosi_dial_api(chaosi_loop *l) {
@@ -5500,9 +5518,12 @@ CHAOSI_FN bool chaosi_next_event(chaosi_loop *l, chaosi_got *a, chaos_lambda_eve
         a->buf = l->in;
         a->cap = CHAOSI_EVENT_MAX;
         a->head.count = 0;
+        problem = "another loop has ended";
+        if (!chaosi_set_waiting(l, true)) break;
         problem = "the call is not taken";
         if (chaosi_send_all(l->fd, l->small, head, chaosi_clock(false) + CHAOSI_POST_MS * CHAOSI_MS))
             problem = chaosi_read_answer(l->fd, a, CHAOSI_NEVER);
+        chaosi_set_waiting(l, false);
         if (!problem) break;
         chaosi_hang_up(l);
     }
@@ -5535,7 +5556,7 @@ CHAOSI_FN void chaosi_end_loops(chaosi_loop *l) {
     if (!CHAOSI_CAS(l->over, &running, (chaosi_u32)l->index + 1u)) return;
     CHAOSI_LOCK(&l->c->lock);
     for (i = 0; i < l->count; i++)
-        if (l->all[i] && l->all[i]->fd >= 0) shutdown(l->all[i]->fd, SHUT_RDWR);
+        if (l->all[i] && l->all[i]->waiting) shutdown(l->all[i]->fd, SHUT_RD); /* those at work may answer */
     CHAOSI_UNLOCK(&l->c->lock);
 }
 

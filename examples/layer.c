@@ -225,7 +225,6 @@ static bool read_event(connection *k, chaosi_span *body) {
     size_t fed = k->head_len, len = k->down.len, used, made = 0, piece;
     char *decoded;
     int r = 0;
-    if (h->has_length && h->length > CHAOSI_EVENT_MAX - k->head_len) return false;
     if (!k->event) k->event = (char *)malloc(2 * CHAOSI_EVENT_MAX); /* pages that are not used cost nothing */
     if (!k->event) return false;
     decoded = h->chunked ? k->event + CHAOSI_EVENT_MAX : k->event + k->head_len;
@@ -294,7 +293,7 @@ static bool answer(connection *k) {
 /* Is chaos on, after a look at the config when that is due? Nothing is read or kept while it is not. */
 static bool is_on(void) {
     if (!layer.chaos) return false;
-    chaosi_refresh_due(layer.chaos);
+    chaosi_refresh_due(layer.chaos, CHAOSI_NEVER);
     return CHAOSI_LOAD(&layer.chaos->armed) != 0;
 }
 
@@ -361,7 +360,7 @@ static bool take_request(connection *k) {
     const chaosi_head *h = &k->got.head;
     bool next = chaosi_same(h->method, chaosi_str("GET")) && chaosi_same(h->path, chaosi_str("/2018-06-01/runtime/invocation/next"));
     chaosi_span id;
-    if (next && !h->chunked && !h->length && k->head_len <= CALL_MAX) {
+    if (next && !h->chunked && !h->length && k->head_len <= CALL_MAX && !k->down.ended) { /* an event must not go to a dead end */
         k->call_len = k->head_len;
         memcpy(k->call, k->up.buf, k->call_len);
         drop(&k->up, k->call_len);

@@ -22,7 +22,7 @@ import time
 
 import aws
 import common
-from common import CASES, ROOT, Skip, case, compiled, cpu, first_line, folder, free_port, in_threads, main, need, note, spawn, stop, tool, until
+from common import CASES, ROOT, Skip, case, compiled, first_line, folder, free_port, in_threads, main, need, note, spawn, stop, tool, until
 from runtime_api import ARN, LIMIT, RuntimeApi, Spoil, status
 
 ON = {"enabled": True, "expiresAt": "never"}
@@ -381,6 +381,14 @@ def loops_in_parallel_end_together():
                 api.invoke(b"{}")
             assert f.end(3) == 1, f.said()
             assert "500" in f.said(), f.said()
+    api = RuntimeApi(concurrency=2)
+    with Function("function", api=api, AWS_LAMBDA_MAX_CONCURRENCY="2") as f:  # one that works may end its work
+        until(lambda: api.idle() == 2, 5, "two calls of next at once")
+        api.spoil("response", status(500))
+        works, ends = api.invoke(b"do:nap 200"), api.invoke(b"do:empty")
+        ends.wait()
+        assert f.end(3) == 1 and "500" in f.said(), f.said()
+        assert works.answer and works.answer.json()["request_id"] == works.id, "the answer of the other one is lost"
 
 
 @case
@@ -486,6 +494,18 @@ def a_connection_that_closes_while_idle():
                 sock.shutdown(socket.SHUT_RDWR)
             until(lambda: f.api.connections == n + 2 and f.api.idle(), 5, "it dials anew")
             assert once(f.api, f.api.invoke(b"%d" % n)).body == b"%d" % n
+
+
+@case
+def a_connection_that_closes_while_the_handler_works():
+    """Seen before the answer is sent, which then goes over a new one: nothing is lost."""
+    with Function("function") as f:
+        for n, command in enumerate((b"do:nap 60", b"do:nap 60", b"do:nap-stream")):
+            f.api.spoil("next", Spoil("after", n == 1))
+            invocation = f.api.invoke(command)
+            once(f.api, invocation, "response")
+            assert invocation.given == 1 and not f.log("lambda"), f.log("lambda")
+            assert f.api.connections == n + 2, f.api.connections
 
 
 @on("native", "arm64")
@@ -1004,17 +1024,19 @@ def a_long_delay_looks_at_the_config():
 
 @case
 def a_long_delay_ends_by_the_deadline_whatever_the_config_does():
-    def watch(hangs, left, most):
+    """A look at the config that begins in the delay's last 100 ms, and hangs, must not go on beyond it."""
+    def watch(hangs):
         ext, variables = extension({**ON, "latency": 60000})
         with Function("function", TTL=str(TTL), **variables) as f:
-            invocation = f.api.invoke(GET, deadline=left)
-            until(lambda: f.log("inject"), 5, "it delays")
+            until(f.api.idle, 5, "it waits")
+            invocation = f.api.invoke(GET, deadline=1.1)
+            until(lambda: invocation.given and time.monotonic() > invocation.began + 0.5, 5, "the end is near")
             if hangs:
                 ext.say = aws.SILENCE
             assert once(f.api, invocation).json()["calls"] == 1
-            assert invocation.seconds < most, "%.3f s of %s: an extension that hangs has used up the margin" % (invocation.seconds, left)
+            assert 0.55 < invocation.seconds < 0.73, "%.3f s, where 1.1 - 0.5 are allowed (hangs: %s)" % (invocation.seconds, hangs)
         ext.stop()
-    in_threads([lambda: watch(False, 1.1, 0.8), lambda: watch(True, 1.1, 0.8), lambda: watch(True, 1.3, 1.0)])
+    in_threads([lambda hangs=hangs: watch(hangs) for hangs in (False, True, True)])
 
 
 @case
@@ -1248,4 +1270,4 @@ def figures():
 
 
 if __name__ == "__main__":
-    sys.exit(main(limit=120))
+    sys.exit(main(limit=240))

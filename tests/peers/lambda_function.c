@@ -4,6 +4,7 @@
    size N        N bytes            pieces N    N bytes in writes of 1,000         empty            nothing, and says it went well
    fail T M      chaos_lambda_fail(T, M)        say N    fails with a message of N quotes            return  returns 1
    nap MS        sleeps, then as fields         stream   two lines; waits for $GATE to be there between them
+   nap-stream    sleeps 60 ms, then as stream
    stream-fail   one line, then fails           prelude  an HTTP reply, streamed                     exit    exits with 3
 
    $TTL, $STALE: ms, for the handle. $INIT: why the init fails. The last line on stdout is the handle's report. */
@@ -74,7 +75,8 @@ static int handle(void *user, const chaos_lambda_event *e, chaos_lambda_reply *r
     if (!strcmp(word, "return")) return 1;
     if (!strcmp(word, "exit")) exit(3);
     if (!strcmp(word, "nap")) poll(NULL, 0, atoi(a));
-    if (!strcmp(word, "stream")) return stream(reply, NULL, false);
+    if (!strcmp(word, "nap-stream")) poll(NULL, 0, 60);
+    if (!strcmp(word, "stream") || !strcmp(word, "nap-stream")) return stream(reply, NULL, false);
     if (!strcmp(word, "stream-fail")) return stream(reply, NULL, true);
     if (!strcmp(word, "prelude")) return stream(reply, "{\"statusCode\":201,\"headers\":{\"X-A\":\"b\"},\"cookies\":[\"c=d\"]}", false);
     if (!strcmp(word, "fail")) chaos_lambda_fail(reply, a, b);

@@ -51,19 +51,26 @@ def in_pieces(data, rng):
 
 
 class Tap:
-    """A socket that keeps what was read from it. rng: sends in pieces."""
+    """A socket that keeps what was read from it, and how it ended. rng: sends in pieces."""
 
     def __init__(self, conn, rng=None):
-        self.conn, self.got, self.rng = conn, bytearray(), rng
+        self.conn, self.got, self.rng, self.end = conn, bytearray(), rng, None
 
     def sendall(self, data):
         for piece in in_pieces(data, self.rng):
             self.conn.sendall(piece)
 
     def recv(self, *size):
-        data = self.conn.recv(*size)
+        try:
+            data = self.conn.recv(*size)
+        except BlockingIOError:
+            raise
+        except OSError:
+            self.end = self.end or "RST"
+            raise
         if len(size) == 1:
             self.got += data
+        self.end = self.end or (None if data else "FIN")
         return data
 
     def __getattr__(self, name):
@@ -71,7 +78,7 @@ class Tap:
 
     def gone(self):
         try:
-            return self.conn.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+            return self.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
         except BlockingIOError:
             return False
         except OSError:
@@ -563,6 +570,24 @@ def child_killed():
 
 
 @case
+def frozen_between_events():
+    """As Lambda does it: everything is stopped while the call waits, and goes on with the event."""
+    api = Api()
+    p = Layer(api, ON)
+    c, child = Client(p.port), p.child()
+    for n in range(3):
+        c.send(NEXT)
+        until(lambda n=n: len(api.heads) == 2 * n + 1, 5, "the call has arrived")
+        os.kill(child, signal.SIGSTOP)
+        event = api.put()
+        until(lambda event=event: event.given, 3, "the event is sent")
+        os.kill(child, signal.SIGCONT)
+        assert event.id.encode() in c.reply()[0] and c.answer(event.id) == 202
+    p.stop()
+    api.close()
+
+
+@case
 def runtime_ends():
     """By itself, and killed: the child ends with it. SIGTERM to both is for the runtime alone."""
     api = Api()
@@ -571,7 +596,7 @@ def runtime_ends():
     assert child
     os.kill(p.pid, signal.SIGKILL)
     until(lambda: ended(child), 3, "the child has ended")
-    script = 'echo "$AWS_LAMBDA_RUNTIME_API"; trap "read line; exit 3" TERM; while :; do read line; done'
+    script = 'trap "read line; exit 3" TERM; echo "$AWS_LAMBDA_RUNTIME_API"; while :; do read line; done'
     p = Layer(api, ALWAYS, command=["/bin/sh", "-c", script], stdin=subprocess.PIPE, start_new_session=True)
     port = int(first_line(p.process).split(":")[1])
     child = p.child()
@@ -676,7 +701,7 @@ def delays():
         event, began = api.put(body, ms=700), time.monotonic()
         assert c.next() == (event.id, event.body)
         took = time.monotonic() - began
-        assert 0.1 < took < 0.5, took
+        assert 0.1 < took < 0.65, took
         assert c.answer(event.id) == 202
     c.close()
     p.stop()
@@ -685,8 +710,8 @@ def delays():
     event, began = api.put(), time.monotonic()
     assert c.next()[0] == event.id and time.monotonic() - began < 3.5
     assert c.answer(event.id) == 202
-    event, began = api.put(), time.monotonic()
-    assert c.next()[0] == event.id and time.monotonic() - began < 0.3
+    event = api.put()
+    assert c.next()[0] == event.id and len(p.lines("inject")) == 1 and p.lines("state")[-1]["state"] == "expired"
     p.stop()
     api.close()
 
@@ -711,7 +736,7 @@ def config_from_ssm():
             api.wait(event)
             is_error(*event.result())
         took = time.monotonic() - began
-        assert least <= took < 1 and len(extension.seen) == before + 1, took
+        assert least <= took < 3 and len(extension.seen) == before + 1, took
         p.stop()
         api.close()
     extension.stop()
@@ -779,15 +804,36 @@ def answers_that_fail():
 
 
 @case
+def answers_on_a_new_connection():
+    """Where the reply to invocation/next says that its connection is closed now, nothing more is sent there."""
+    wrong = []
+
+    def special(request):
+        if request.path.endswith("/next") and api.waiting[0].id == "closing":
+            request.reply(b"{}", fields=api.waiting.popleft().fields + "Connection: close\r\n")
+            wrong.append(request.recv())
+            return False
+    api = Api(special)
+    p = Layer(api, ALWAYS | {"exclude": ["/fine"]})
+    c = Client(p.port)
+    closing, event = api.put(id="closing"), api.put(http_event("/fine"))
+    assert c.next()[0] == event.id
+    is_error(*closing.result())
+    assert wrong == [b""] and len(api.taps) == 2
+    p.stop()
+    api.close()
+
+
+@case
 def budgets():
     """A place of maxConcurrent is taken until the result is posted, and given back whatever becomes of the connection."""
     api = Api()
-    p = Layer(api, {"enabled": True, "latency": 40, "maxConcurrent": 1})
+    p = Layer(api, {"enabled": True, "latency": 5, "maxConcurrent": 1})
 
     def take(client):
-        event, began = api.put(), time.monotonic()
+        event, before = api.put(), len(p.lines("inject"))
         assert client.next()[0] == event.id
-        return event, time.monotonic() - began >= 0.04
+        return event, len(p.lines("inject")) > before
     one, two = Client(p.port), Client(p.port)
     for ending in ("response", "error", "lost", None):
         event, slow = take(one)
@@ -1024,7 +1070,6 @@ def upstream_breaks():
                 request.send(b"HTTP/1.1 202 Accepted\r\nContent-Length: 100\r\n\r\npart")
             if "-after" in name:
                 request.send(b"HTTP/1.1 202 Accepted\r\nContent-Length: 4\r\n\r\npart")
-                time.sleep(0.02)  # a reset must not overtake the reply
             if name.startswith("rst"):
                 reset(request.conn.conn)
             return False
@@ -1070,6 +1115,13 @@ def stale_connection():
         drops.append(1)  # a new connection is not stale
         c.send(NEXT)
         assert read_to_end(c.s)[0] == b"" and not drops
+        c, event = Client(p.port), api.put()
+        assert c.next()[0] == event.id and c.answer(event.id) == 202
+        api.taps[-1].shutdown(socket.SHUT_RDWR)
+        assert c.s.recv(1) == b""
+        event = api.put()
+        c.send(NEXT)
+        assert read_to_end(c.s)[0] == b"" and not event.given, "an event went to somebody who was told that the connection is over"
         p.stop()
         api.close()
     c = Client(Layer(api, ON).port)  # nobody is there at all
@@ -1089,16 +1141,14 @@ def client_breaks():
     before = common.descriptors(child), common.tasks(child)
     part = post("invocation/x/response", b"12345", "", "Content-Length: 10")
     for data in (b"", b"GET /2018", NEXT, part, part[:-2], post("invocation/x/response", b"5\r\n123", "", CHUNKED)):
-        for end in (socket.socket.close, reset):
-            s = dial(p.port)
+        for hang_up, end in ((socket.socket.close, "FIN"), (reset, "RST")):
+            taps, s = len(api.taps), dial(p.port)
             s.sendall(data)
-            end(s)
-    for _ in range(3):
-        s = dial(p.port)
-        s.sendall(NEXT)
-        until(lambda: len(api.heads) and len(api.open) >= 2, 3, "the call has arrived")
-        reset(s)
-        until(lambda: len(api.open) == 1, 3, "upstream is told")
+            if len(data) > 20:
+                until(lambda: len(api.taps) > taps and api.taps[-1].got.startswith(data), 3, "the call has arrived")
+            hang_up(s)
+            if len(data) > 20:
+                until(lambda: api.taps[-1].end == end, 3, "upstream is told of a %s" % end)
     until(lambda: (common.descriptors(child), common.tasks(child)) == before, 3, "nothing is left of them")
     event = api.put()
     assert keep.next()[0] == event.id
@@ -1194,6 +1244,7 @@ def echo_bytes(upstream):
 def odd_events():
     """Replies to invocation/next that are no events: errors, no id, a broken body. They pass, and the connection lives on."""
     replies = [b"HTTP/1.1 500 No\r\nContent-Length: 2\r\n\r\nno", b"HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n",
+               b"HTTP/1.1 500 No\r\nLambda-Runtime-Aws-Request-Id: a\r\nContent-Length: 2\r\n\r\n{}",
                b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",
                b"HTTP/1.1 200 OK\r\nLambda-Runtime-Aws-Request-Id: two words\r\nContent-Length: 2\r\n\r\n{}",
                b"HTTP/1.1 200 OK\r\nLambda-Runtime-Aws-Request-Id: " + b"x" * 129 + b"\r\nContent-Length: 2\r\n\r\n{}",
