@@ -70,12 +70,13 @@ def base():
 
 
 def image(target="proxy", dockerfile="examples/deploy/Dockerfile"):
-    """The name of the image, built as the files are now; a moment, when none of them changed."""
+    """The name of the image, built as the files are now; a moment, when none of them changed. In docker's format: then a build by
+    the docker CLI finds these layers, and the other way round."""
     need_containers()
     name = "localhost/chaos-proxy:" + target
     with alone():
         base()
-        done = subprocess.run(["buildah", *store(), "bud", "--isolation", "chroot", "--pull-never", "--network", "host", "--layers",
+        done = subprocess.run(["buildah", *store(), "bud", "--format", "docker", "--isolation", "chroot", "--pull-never", "--network", "host", "--layers",
                                "-f", dockerfile, "--target", target, "-t", name, "."], cwd=ROOT, capture_output=True, text=True, timeout=240,
                               stdin=subprocess.DEVNULL)
     assert done.returncode == 0, "buildah: " + (done.stdout + done.stderr).strip()[-500:]
