@@ -1,6 +1,6 @@
 // deploy.js - what deploy.py asks of npm packages (kubernetes-models, yaml, @vscode/tree-sitter-wasm).
 //   node deploy.js kubernetes <manifests.yaml     {"documents": [...], "problems": [...]}
-//   node deploy.js script LANGUAGE FILE           {"errors": [...], "calls": [[verb, word...]...], "unknown": [variable...]}
+//   node deploy.js script LANGUAGE FILE           {"errors": [...], "calls": [[verb, word...]...], "unknown": [variable...]}; unknown: never set, or never read
 const fs = require("fs");
 const path = require("path");
 
@@ -54,7 +54,7 @@ function kubernetes() {
 // ---- the scripts: their commands in order, words without quotes, ${x} as $x
 
 const VERBS = ["need", "step", "show", "run", "ask", "capture", "matches", "fail", "aws", "docker", "terraform"];
-const OWN = ["usage", "fail", "step", "show", "run", "lastsaid", "capture", "ask", "need", "matches"]; // the functions with these names are not looked into
+const OWN = ["usage", "fail", "step", "show", "run", "lastsaid", "capture", "ask", "need", "matches"]; // functions that are not looked into
 const AUTOMATIC = ["_", "args", "env", "lastexitcode", "psscriptroot", "matches", "true", "false", "null", "erroractionpreference",
   "psnativecommanduseerroractionpreference"];
 
@@ -74,7 +74,8 @@ function shellWords(command) {
 
 function powershellWords(command) {
   const words = [];
-  const leaves = ["verbatim_string_characters", "expandable_string_literal", "variable", "generic_token", "command_parameter", "decimal_integer_literal"];
+  const leaves = ["verbatim_string_characters", "expandable_string_literal", "variable", "generic_token", "command_parameter",
+    "decimal_integer_literal"];
   (function walk(node) {
     if (leaves.includes(node.type)) words.push(word(node));
     else if (node.type === "command_name") words.push(node.text);
@@ -89,7 +90,7 @@ async function script(language, file) {
   await Parser.init();
   const parser = new Parser();
   parser.setLanguage(await Language.load(path.join(wasm, `tree-sitter-${language}.wasm`)));
-  const errors = [], calls = [], used = new Set(), set = new Set(AUTOMATIC);
+  const errors = [], calls = [], used = {}, set = new Set(AUTOMATIC);
   const name = (text) => text.replace(/[$@{}]/g, "").replace(/^script:|^global:/i, "").toLowerCase();
   (function walk(node, own) {
     if (node.type === "ERROR" || node.isMissing) errors.push(`line ${node.startPosition.row + 1}: ${node.text.slice(0, 60)}`);
@@ -102,13 +103,13 @@ async function script(language, file) {
       words[0] = words[0].toLowerCase();
       if (VERBS.includes(words[0])) calls.push(words);
     }
-    if (node.type === "variable" && language === "powershell") used.add(name(node.text));
+    if (node.type === "variable" && language === "powershell") used[name(node.text)] = (used[name(node.text)] || 0) + 1;
     if (node.type === "left_assignment_expression") (node.text.match(/\$[\w:]+/g) || []).forEach((v) => set.add(name(v)));
     if (node.type === "script_parameter") set.add(name(node.text.match(/\$\w+/)[0]));
     if (node.type === "foreach_statement") set.add(name(node.text.match(/\$\w+/)[0]));
     children(node).forEach((c) => walk(c, own));
   })(parser.parse(fs.readFileSync(file, "utf8")).rootNode, false);
-  const unknown = [...used].filter((v) => !set.has(v) && !/^env:/.test(v));
+  const unknown = Object.keys(used).filter((v) => !/^env:/.test(v) && !AUTOMATIC.includes(v) && (!set.has(v) || used[v] === 1));
   console.log(JSON.stringify({ errors, calls, unknown }));
 }
 

@@ -7,6 +7,7 @@ CLI on podman, and deploy-chaos.ps1 against it, command by command.
 
 Needs root and apt's debootstrap buildah podman runc shellcheck; kubectl; moto_server, botocore, an aws-cli; and of npm, in build/npm or
 NODE_PATH, kubernetes-models yaml @vscode/tree-sitter-wasm. A missing one is a loud skip, with CHAOS_CI=1 a failure."""
+import glob
 import json
 import os
 import re
@@ -22,7 +23,7 @@ import aws
 import common
 from aws import Moto, moto
 from common import CI, ROOT, Skip, Upstream, case, folder, free_port, main, need, note, once, spawn, stop, until
-from containers import Container, image, inspect, podman, store, where
+from containers import LIMITS, Container, image, inspect, podman, store, where
 
 DEPLOY = os.path.join(ROOT, "examples", "deploy")
 REGION = aws.REGION
@@ -88,7 +89,8 @@ def a_request_through_the_image_with_faults_on_and_off():
     for target in BOTH:
         service = Upstream(lambda r: r.reply(b"from the service"))
         config = config_folder({"enabled": False})
-        box = proxy(service, "--config", "file:/chaos/chaos.json", "--ttl", "200ms", target=target, flags=["-v", config + ":/chaos:ro", "--memory", "128m"])
+        box = proxy(service, "--config", "file:/chaos/chaos.json", "--ttl", "200ms", target=target,
+                    flags=["-v", config + ":/chaos:ro", "--memory", "128m"])
         plain = once(box.port, "/")
         assert (plain.status, plain.body, plain.mark) == (200, b"from the service", None), plain.status
         change(config, {"enabled": True, "errorRate": 100, "errorStatus": 418})
@@ -117,7 +119,7 @@ def health_from_inside():
         assert podman("healthcheck", "run", box.name, check=False).returncode == 0, "podman's own health check"
         assert box.exec("/chaos-proxy", "--health", "127.0.0.1:9091").returncode == 1
         assert box.stop() == 0
-        alone = podman("run", "--rm", "--network", "none", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024", image(target), "--health",
+        alone = podman("run", "--rm", "--network", "none", *LIMITS, image(target), "--health",
                        "127.0.0.1:9090", check=False)
         assert alone.returncode == 1, alone
 
@@ -126,7 +128,7 @@ def health_from_inside():
 def a_container_that_cannot_run_says_why():
     for args, words, code in (([], "--upstream", 2), (["--upstream", "http://127.0.0.1:9", "--listen", "8.8.8.8:1"], "8.8.8.8", 1),
                               (["--upstream", "http://127.0.0.1:9", "--ttl", "soon"], "--ttl", 2)):
-        done = podman("run", "--rm", "--network", "none", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024", image(), *args, check=False)
+        done = podman("run", "--rm", "--network", "none", *LIMITS, image(), *args, check=False)
         last = done.stderr.strip().splitlines()[-1]
         assert done.returncode == code and words in last and last.startswith("chaos-proxy: "), "%d %r" % (done.returncode, done.stderr)
 
@@ -179,8 +181,9 @@ def ssm_image_is_steered_by_the_parameter():
     until(lambda: once(box.port, "/").status == 503, 5, "the fault is on")
     assert box.log("config")[-1]["way"] == "curl", box.log("config")[-1]
     # and back by the chaos-ssm that is in the image
-    off = podman("run", "--rm", "--network", "host", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024", *[w for pair in endpoint.items() for w in ("-e", "%s=%s" % pair)],
-                 "--entrypoint", "/chaos-ssm", image("ssm"), "disable", "--name", name, "--region", REGION)
+    variables = [word for pair in endpoint.items() for word in ("-e", "%s=%s" % pair)]
+    off = podman("run", "--rm", "--network", "host", *LIMITS, *variables, "--entrypoint", "/chaos-ssm", image("ssm"),
+                 "disable", "--name", name, "--region", REGION)
     assert json.loads(moto().get(name)["Value"])["enabled"] is False, off.stdout
     until(lambda: once(box.port, "/").status == 200, 5, "the fault is off")
     assert box.stop() == 0
@@ -218,8 +221,8 @@ def node(*args, stdin=""):
     places = [os.environ.get("NODE_PATH", ""), os.path.join(common.BUILD, "npm", "node_modules")]
     environment = {**os.environ, "NODE_PATH": os.pathsep.join(p for p in places if p)}
     # --liftoff-only: else node compiles the grammar once more, better, and does not end for ten seconds
-    done = subprocess.run(["node", "--liftoff-only", os.path.join(ROOT, "tests", "peers", "deploy.js"), *args], input=stdin, capture_output=True, text=True,
-                          timeout=60, env=environment)
+    done = subprocess.run(["node", "--liftoff-only", os.path.join(ROOT, "tests", "peers", "deploy.js"), *args], input=stdin,
+                          capture_output=True, text=True, timeout=60, env=environment)
     if "Cannot find module" in done.stderr and "kubernetes-models/" not in done.stderr:
         raise Skip("not installed: %s (npm install --prefix build/npm kubernetes-models yaml @vscode/tree-sitter-wasm)" %
                    re.search(r"Cannot find module '([^']+)'", done.stderr).group(1))
@@ -456,7 +459,8 @@ def only(*names):
 @case
 def script_does_what_the_dry_run_printed():
     place = fakes()
-    flags = ["--terraform", "--yes", "--image", "group-7/chaos:v1.2", "--parameter", "/proyecto-grupo-7/prod/chaos", "--target", "proxy", "--region", "eu-west-1"]
+    flags = ["--terraform", "--yes", "--image", "group-7/chaos:v1.2", "--parameter", "/proyecto-grupo-7/prod/chaos", "--target", "proxy",
+             "--region", "eu-west-1"]
     printed = place.run(*flags, "--dry-run").commands()
     place.run(*flags)
     assert place.code == 0 and not place.err, place.err
@@ -593,7 +597,8 @@ def script_creates_the_parameter_for_real():
     assert (json.loads(got["Value"]), got["Type"], got["Version"]) == ({"enabled": False}, "String", 1)
     assert [r["repositoryName"] for r in moto().client("ecr").describe_repositories()["repositories"]] == ["chaos-proxy"]
     registry = ACCOUNT + ".dkr.ecr.%s.amazonaws.com" % REGION
-    assert ["docker", "push", registry + "/chaos-proxy:latest"] in place.calls and ["docker", "login", "--username", "AWS", "--password-stdin", registry] in place.calls
+    assert ["docker", "push", registry + "/chaos-proxy:latest"] in place.calls
+    assert ["docker", "login", "--username", "AWS", "--password-stdin", registry] in place.calls
     with open(place.log + ".password") as f:
         assert f.read().strip()
     place.run("--parameter", name, environment=moto().env())
@@ -620,6 +625,41 @@ def script_says_why_aws_would_not():
         moto().check_signatures(False)
     place.run("--no-image", environment=aws.env("http://127.0.0.1:%d" % free_port(), AWS_MAX_ATTEMPTS="1"))
     assert place.code == 1 and "connect" in place.reason(), place.err
+
+
+@case
+def script_applies_terraform_for_real():
+    """The real terraform with the real folder and moto: the names of variables and of the output are what the script takes them for.
+    Where the AWS provider is not on the machine, it is a skip in CI too: neither Debian nor npm has it."""
+    places = (os.environ.get("CHAOS_TF_PLUGINS", ""), "/opt/tf-plugins", "/usr/share/terraform/plugins")
+    plugins = [p for p in places if glob.glob(p + "/registry.terraform.io/hashicorp/aws/*/*/terraform-provider-aws*")]
+    if not plugins or not common.tool("terraform"):
+        print("SKIP script_applies_terraform_for_real: no terraform with the AWS provider on this machine")
+        note("not tested: deploy-chaos.sh with the real terraform")
+        return
+    if not CI:
+        raise Skip("half a minute, so with CHAOS_CI=1 only")
+    place, name = with_real_aws(), NAME + "-terraform"
+    os.remove(place.bin + "/terraform")
+    shutil.rmtree(place.deploy + "/terraform")
+    shutil.copytree(DEPLOY + "/terraform", place.deploy + "/terraform",
+                    ignore=shutil.ignore_patterns(".terraform*", "*.tfstate*", "terraform.tfvars"))
+    moto().client("iam").create_role(RoleName="LabRole", AssumeRolePolicyDocument=aws.policy(["sts:AssumeRole"]))
+
+    def run(*args):
+        return place.run("--terraform", "--no-image", *args, environment=moto().env(
+            CHECKPOINT_DISABLE="1", TF_CLI_ARGS_init="-plugin-dir=" + plugins[0], TF_CLI_CONFIG_FILE=None, TF_IN_AUTOMATION="1", HOME=folder()))
+    run("--parameter", name)
+    assert place.code == 1 and place.reason().startswith("terraform failed") and moto().get(name) is None, "nobody was there to say yes"
+    run("--parameter", name, "--yes")
+    assert place.code == 0, (place.err[-1500:], place.out[-500:])
+    assert json.loads(moto().get(name)["Value"]) == {"enabled": False} and "left as it is" in place.out
+    run("--parameter", name + "-other", "--yes")
+    assert place.code == 1 and "terraform's state holds ssm:%s?region=%s" % (name, REGION) in place.reason(), place.err[-500:]
+    assert moto().get(name) and not moto().get(name + "-other")
+    os.remove(place.deploy + "/terraform/terraform.tfstate")
+    run("--parameter", name, "--yes")
+    assert place.code == 1 and "terraform import" in place.reason(), place.err[-500:]
 
 
 @case
@@ -659,7 +699,7 @@ def parsed(language, name):
 @case
 def powershell_is_powershell():
     got = parsed("powershell", "deploy-chaos.ps1")
-    assert not got["unknown"], "never set: %s" % got["unknown"]
+    assert not got["unknown"], "never set, or never read: %s" % got["unknown"]
     broken = tempfile.mkdtemp(prefix="powershell-", dir=folder()) + "/broken.ps1"
     with open(broken, "w") as f:
         f.write(read("deploy-chaos.ps1").replace("if ($dry) { return }", "if ($dry { return }"))
