@@ -23,7 +23,7 @@ import aws
 import common
 from aws import Moto, moto
 from common import CI, ROOT, Skip, Upstream, case, folder, free_port, main, need, note, once, spawn, stop, until
-from containers import LIMITS, Container, image, inspect, podman, store, where
+from containers import LIMITS, Container, image, inspect, podman, store
 
 DEPLOY = os.path.join(ROOT, "examples", "deploy")
 REGION = aws.REGION
