@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """The runbook is run: its commands are cut out of examples/experiments/RUNBOOK.md and executed as printed, against moto as SSM and
-the sample beside it: a client, a Node app with retries, a cache and a circuit breaker, nginx as route, chaos-proxy (its container image, where one can be made), nginx behind. Times are shortened by the variables that the page names. Each hypothesis holds with its mechanism on and breaks without; each tier
-of the rollback is run under traffic."""
+the sample beside it: a client, a Node app with retries, a cache and a circuit breaker, nginx as route, chaos-proxy (its container
+image, where one can be made), nginx behind. Times are shortened by the variables that the page names. Each hypothesis holds with its
+mechanism on and breaks without; each tier of the rollback is run under traffic."""
 import atexit
 import datetime
 import io
