@@ -5505,6 +5505,19 @@ CHAOSI_FN const char *chaosi_event_field(const chaosi_got *a, const char *name) 
     return v.at;
 }
 
+/* The strings stay where the head was read. */
+CHAOSI_FN void chaosi_describe(const chaosi_got *a, chaosi_span body, chaos_lambda_event *e) {
+    e->body = body.at;
+    e->len = body.len;
+    e->deadline_ms = strtoll(chaosi_event_field(a, "lambda-runtime-deadline-ms"), NULL, 10);
+    e->request_id = chaosi_event_field(a, "lambda-runtime-aws-request-id");
+    e->trace_id = chaosi_event_field(a, "lambda-runtime-trace-id");
+    e->function_arn = chaosi_event_field(a, "lambda-runtime-invoked-function-arn");
+    e->client_context = chaosi_event_field(a, "lambda-runtime-client-context");
+    e->cognito_identity = chaosi_event_field(a, "lambda-runtime-cognito-identity");
+    e->content_type = chaosi_event_field(a, "content-type");
+}
+
 /* Waits for the next event, without a deadline: the sandbox is frozen meanwhile. A lost connection is dialled anew, three times. */
 CHAOSI_FN bool chaosi_next_event(chaosi_loop *l, chaosi_got *a, chaos_lambda_event *e) {
     const char *problem = "";
@@ -5533,16 +5546,7 @@ CHAOSI_FN bool chaosi_next_event(chaosi_loop *l, chaosi_got *a, chaos_lambda_eve
         return false;
     }
     if (!a->head.keep_alive) chaosi_hang_up(l);
-    memset(e, 0, sizeof *e);
-    e->body = a->body.at;
-    e->len = a->body.len;
-    e->deadline_ms = strtoll(chaosi_event_field(a, "lambda-runtime-deadline-ms"), NULL, 10);
-    e->request_id = chaosi_event_field(a, "lambda-runtime-aws-request-id");
-    e->trace_id = chaosi_event_field(a, "lambda-runtime-trace-id");
-    e->function_arn = chaosi_event_field(a, "lambda-runtime-invoked-function-arn");
-    e->client_context = chaosi_event_field(a, "lambda-runtime-client-context");
-    e->cognito_identity = chaosi_event_field(a, "lambda-runtime-cognito-identity");
-    e->content_type = chaosi_event_field(a, "content-type");
+    chaosi_describe(a, a->body, e);
     if (chaosi_is_token(chaosi_str(e->request_id)) && strlen(e->request_id) <= 128) return true;
     chaosi_fail(&l->err, CHAOS_ERR_VALUE, "Runtime API %.60s: an event without a usable request id", l->api);
     return false;

@@ -254,21 +254,6 @@ static bool read_event(connection *k, chaosi_span *body) {
     }
 }
 
-/* The strings stay where the head was read; nothing is read there before the event is dealt with. */
-static chaos_lambda_event describe(connection *k, chaosi_span body) {
-    chaos_lambda_event e;
-    e.body = body.at;
-    e.len = body.len;
-    e.deadline_ms = strtoll(chaosi_event_field(&k->got, "lambda-runtime-deadline-ms"), NULL, 10);
-    e.request_id = chaosi_event_field(&k->got, "lambda-runtime-aws-request-id");
-    e.trace_id = chaosi_event_field(&k->got, "lambda-runtime-trace-id");
-    e.function_arn = chaosi_event_field(&k->got, "lambda-runtime-invoked-function-arn");
-    e.client_context = chaosi_event_field(&k->got, "lambda-runtime-client-context");
-    e.cognito_identity = chaosi_event_field(&k->got, "lambda-runtime-cognito-identity");
-    e.content_type = chaosi_event_field(&k->got, "content-type");
-    return e;
-}
-
 /* The runtime never sees the event: we post its result, and ask for the next one. */
 static bool answer(connection *k) {
     chaosi_got said;
@@ -306,7 +291,7 @@ static bool take_event(connection *k) {
     if (k->got.head.status != 200 || !chaosi_is_token(id) || id.len >= sizeof f->id || !is_on()) return true;
     f = read_event(k, &body) ? (fault *)malloc(sizeof *f) : NULL;
     if (!f) return pass(k);
-    event = describe(k, body);
+    chaosi_describe(&k->got, body, &event); /* nothing is read there before the event is dealt with */
     chaosi_copy(f->id, sizeof f->id, event.request_id);
     f->action = chaos_lambda_decide(layer.chaos, &event, f->body, sizeof f->body);
     f->start = chaosi_clock(false);

@@ -1161,7 +1161,7 @@ def connections_come_and_go():
     """A runtime that connects anew for each call: nothing is kept, of their memory neither."""
     def size():
         with open("/proc/%d/status" % child) as f:
-            return int(re.search(r"VmSize:\s+(\d+)", f.read()).group(1))
+            return int(re.search(r"VmRSS:\s+(\d+)", f.read()).group(1))
     api = Api()
     p = Layer(api, ON)
     child, before = p.child(), None
@@ -1173,7 +1173,7 @@ def connections_come_and_go():
             c.close()
         before = before or (until(lambda: common.tasks(child) == 1, 3, "its thread has ended"), common.descriptors(child), size())
     until(lambda: common.tasks(child) == 1 and common.descriptors(child) == before[1], 3, "nothing is left of them")
-    assert size() < before[2] + 100000, "%d KiB, %d before" % (size(), before[2])
+    assert size() < before[2] + 20000, "%d KiB, %d before" % (size(), before[2])
     p.stop()
     api.close()
 
