@@ -575,6 +575,7 @@ static void watch_start(watcher *w, chaos *faults) {
 
 static void watch_end(watcher *w, int wake) {
     __atomic_store_n(&w->done, 1, __ATOMIC_RELEASE);
+    chaos_proxy_stop(w->faults); /* and with it a fetch that a late SIGHUP began */
     pthread_kill(w->thread, wake);
     pthread_join(w->thread, NULL);
 }
