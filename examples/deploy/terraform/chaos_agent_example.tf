@@ -11,8 +11,8 @@
 #
 #   start   container; healthy; a request through it is answered; then, last, the route in. Any failure undoes it all.
 #   stop    first the route out; then faults off; then the connections in the proxy end (drain); last the container.
-#   guard   takes the route out by itself within 2 s when the proxy is gone, after 3 s when it is not well, and when
-#           Minutes are over. It runs beside the route, on the instance, and needs no network.
+#   guard   takes the route out by itself, within 2 s when the proxy is gone, 5 s when it hangs, and when Minutes are over.
+#           It runs beside the route, on the instance, and needs no network.
 #
 # Both may be sent twice. Where a load balancer sends the traffic, another route is the target group: register the
 # instance with the proxy's port and deregister it with the service's port, then the other way round to go back; the

@@ -14,7 +14,7 @@ die() {
     exit 1
 }
 nat() { iptables -w 10 -t nat "$@"; }
-healthy() { curl -fs -m 2 -o /dev/null "http://$admin/healthz"; }
+healthy() { curl -fs -m 1 -o /dev/null "http://$admin/healthz"; }
 # shellcheck disable=SC2120
 # running [FILTER..]: is there a running container, also with these settings?
 running() { [ -n "$("$engine" ps -q --filter "name=^$container\$" "$@")" ]; }

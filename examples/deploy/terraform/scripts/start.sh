@@ -23,7 +23,7 @@ guard() { # TICKET END
     while [ "$(cat "$state/ticket" 2>/dev/null)" = "$1" ]; do
         why=
         if healthy; then fails=0; else fails=$((fails + 1)); fi
-        [ "$fails" -lt 3 ] || why="the proxy is not well"
+        [ "$fails" -lt 2 ] || why="the proxy is not well"
         listening || why="the proxy is gone"
         [ "$(uptime_seconds)" -lt "$2" ] || why="its time is over"
         if [ -n "$why" ] && route_out; then
