@@ -681,7 +681,7 @@ static void counted_free(void *user, void *ptr) {
 
 /* One a second for 24 hours; under a thread sanitizer, which takes minutes for that, a part of them. */
 #ifdef __SANITIZE_THREAD__
-enum { DAY = 10000 };
+enum { DAY = 5000 };
 #else
 enum { DAY = 86400 };
 #endif
