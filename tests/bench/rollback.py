@@ -20,6 +20,7 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir, "peers"))
 import aws  # noqa: E402  moto and a clean environment
 import common  # noqa: E402
+import containers  # noqa: E402
 import real  # noqa: E402  its nginx
 
 COUNT = 10
@@ -123,6 +124,18 @@ def starts(upstream, env, config):
         times.append(time.time() - began)
         proxy.stop()
     return times
+
+
+def image(upstream):
+    """The image's size, and from `podman run` to the first answer through it."""
+    name, times = containers.image(), []
+    print("image of chaos-proxy\t%.0f KB\t<= 250 KB\t%s" % ((size := containers.inspect(name)["Size"] / 1000), "ok" if size <= 250 else "over"), flush=True)
+    for _ in range(COUNT):
+        box = containers.Container(name, "--listen", "127.0.0.1:0", "--upstream", "http://127.0.0.1:%d" % upstream, "--admin", "127.0.0.1:0")
+        assert through(box.port).status == 200
+        times.append(time.monotonic() - box.began)
+        box.remove()
+    row("container of chaos-proxy, podman run to its first request through", times, None, "ms")
 
 
 def follow(moto, env, upstream):
@@ -260,6 +273,10 @@ def main():
     else:
         print("SKIP the tiers by libcurl: this chaos-proxy has none", file=sys.stderr)
     by_cli(moto, env, upstream)
+    try:
+        image(upstream)
+    except common.Skip as missing:
+        print("SKIP the image: %s" % missing, file=sys.stderr)
     return 0
 
 
