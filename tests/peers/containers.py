@@ -16,7 +16,7 @@ import common
 from common import ROOT, Skip, first_line, need, spawn, stop, until
 
 BASE = "docker.io/library/debian:bookworm-slim"
-MIRROR = os.environ.get("CHAOS_DEBIAN_MIRROR", "http://deb.debian.org/debian")
+MIRROR = [m for m in [os.environ.get("CHAOS_DEBIAN_MIRROR")] if m]  # else debootstrap's own
 # No CAP_SYS_RESOURCE where CI runs: the limits podman would set by itself are too high to be allowed.
 LIMITS = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]
 
@@ -59,7 +59,7 @@ def base():
         return
     began, tree = time.monotonic(), where("debian")
     shutil.rmtree(tree, ignore_errors=True)
-    made = subprocess.run(["debootstrap", "--variant=minbase", "bookworm", tree, MIRROR], capture_output=True, text=True, timeout=300,
+    made = subprocess.run(["debootstrap", "--variant=minbase", "bookworm", tree, *MIRROR], capture_output=True, text=True, timeout=300,
                           stdin=subprocess.DEVNULL, env={**os.environ, "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin"})
     assert made.returncode == 0, "debootstrap: " + (made.stdout + made.stderr).strip()[-300:]
     tar = subprocess.Popen(["tar", "-C", tree, "-c", "--exclude=./var/cache/apt/*", "--exclude=./var/lib/apt/lists/*", "."], stdout=subprocess.PIPE)
