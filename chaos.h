@@ -5257,7 +5257,6 @@ CHAOSI_FN void chaosi_lambda_decide(chaos *c, const chaos_lambda_event *in, chao
 /* -- the runtime -- */
 typedef struct chaosi_loop {
     chaos *c;
-    const chaos_lambda_desc *d;
     chaos_lambda_handler handler;
     void *user;
     chaosi_address address;
@@ -5619,7 +5618,6 @@ CHAOSI_FN chaos_result chaosi_lambda_run(chaos *c, chaos_lambda_handler fn, void
     memset(&model, 0, sizeof model);
     memset(loops, 0, sizeof loops);
     model.c = c;
-    model.d = d;
     model.handler = fn;
     model.user = user;
     model.api = d->api ? d->api : chaosi_env("AWS_LAMBDA_RUNTIME_API");
