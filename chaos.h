@@ -4621,7 +4621,7 @@ CHAOSI_FN chaosi_client *chaosi_welcome(chaosi_proxy *p) {
     chaosi_client *who = chaosi_accept(p), *next = who;
     int most = 64;
     while (next && CHAOSI_LOAD(&p->idle) <= 1 && most-- > 0 && (next = chaosi_accept(p)) != NULL) {
-        chaosi_park(p, who);
+        while (!chaosi_park(p, who)) who->armed = false; /* it spoke, another worker was told: to be told again, once it is parked */
         who = next;
     }
     return who;

@@ -1,7 +1,13 @@
-/* The proxy with a resolver and a clock that the test turns: names that move, and what is told once a minute. */
+/* The proxy with a resolver and a clock that the test turns, and an epoll_ctl that takes its time: names that move, what is told
+   once a minute, and what happens while a connection is parked. */
 #define _POSIX_C_SOURCE 200809L
 #include <netdb.h>
 #include <time.h>
+#ifdef __linux__
+#include <sys/epoll.h>
+static int slow_epoll_ctl(int set, int op, int fd, struct epoll_event *e);
+#define epoll_ctl slow_epoll_ctl
+#endif
 
 static int fake_getaddrinfo(const char *host, const char *port, const struct addrinfo *hints, struct addrinfo **out);
 static void fake_freeaddrinfo(struct addrinfo *list);
@@ -14,6 +20,7 @@ static int fake_clock_gettime(clockid_t id, struct timespec *t);
 #undef getaddrinfo
 #undef freeaddrinfo
 #undef clock_gettime
+#undef epoll_ctl
 
 #include "../check.h"
 #include "peer.h"
@@ -25,8 +32,9 @@ static struct {
     pthread_mutex_t lock;
     int ports[4], count; /* where MOVING is: 127.0.0.1 with these ports; 0 = it cannot be resolved */
     int slow_ms, inside, calls;
-    long long skew; /* seconds by which every clock is ahead */
-} fake = {PTHREAD_MUTEX_INITIALIZER, {0}, 0, 0, 0, 0, 0};
+    int slow_watch_ms; /* after an epoll_ctl: what it asked for is told to others before the caller goes on */
+    long long skew;    /* seconds by which every clock is ahead */
+} fake = {PTHREAD_MUTEX_INITIALIZER, {0}, 0, 0, 0, 0, 0, 0};
 
 typedef struct fake_entry {
     struct addrinfo info; /* first, so that the list is the block */
@@ -72,6 +80,14 @@ static int fake_clock_gettime(clockid_t id, struct timespec *t) {
     t->tv_sec += (time_t)PEER_LOAD(&fake.skew);
     return r;
 }
+
+#ifdef __linux__
+static int slow_epoll_ctl(int set, int op, int fd, struct epoll_event *e) {
+    int r = epoll_ctl(set, op, fd, e);
+    if (PEER_LOAD(&fake.slow_watch_ms)) peer_nap(PEER_LOAD(&fake.slow_watch_ms));
+    return r;
+}
+#endif
 
 static void lives_at(int count, int a, int b, int c) {
     pthread_mutex_lock(&fake.lock);
@@ -293,6 +309,36 @@ static void case_dead_upstream_is_logged_once(void) {
     peer_rig_stop(&rig);
 }
 
+/* ---- parking ---- */
+
+#define QUEUE 120
+/* More than there is room for, each with its request sent: whoever is told of a client that is just being parked finds it busy,
+   and the one that parks it must not forget it. */
+static void case_client_that_speaks_while_it_is_parked(void) {
+    chaos_proxy_desc d = no_desc();
+    peer_message m = no_message();
+    peer_conn c[QUEUE];
+    peer_rig rig;
+    int i;
+    d.max_connections = 16;
+    peer_rig_start(&rig, "{}", &d);
+    PEER_STORE(&fake.slow_watch_ms, 2);
+    for (i = 0; i < QUEUE; i++) {
+        peer_dial(&c[i], PORT(&rig));
+        CHECK(peer_sends(c[i].fd, "GET /length/9 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"));
+    }
+    for (i = 0; i < QUEUE; i++) {
+        check_where("client %d", i);
+        CHECK_INT(peer_read_reply(&c[i], &m, "GET"), PEER_WHOLE);
+        CHECK(peer_is_pattern(&m.body, 9));
+        peer_hang_up(&c[i]);
+    }
+    PEER_UNTIL(peer_report(&rig).connections_now == 0, PEER_MS);
+    PEER_STORE(&fake.slow_watch_ms, 0);
+    peer_message_free(&m);
+    peer_rig_stop(&rig);
+}
+
 int main(int argc, char **argv) {
     check_begin(argc, argv);
     peer_watchdog(180);
@@ -303,5 +349,6 @@ int main(int argc, char **argv) {
     CHECK_RUN(case_addresses_need_no_resolver);
     CHECK_RUN(case_refusals_are_all_counted_and_logged_once_a_minute);
     CHECK_RUN(case_dead_upstream_is_logged_once);
+    CHECK_RUN(case_client_that_speaks_while_it_is_parked);
     return check_end();
 }
