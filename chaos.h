@@ -3608,6 +3608,7 @@ CHAOSI_FN chaos_result chaosi_http_call(chaosi_got *a, const char *method, const
 #define CHAOSI_BODY_BUFFER     65536u
 #define CHAOSI_HEAD_ROOM       2048u /* what forwarding adds to a head */
 #define CHAOSI_STAY_MS         20    /* while there are few clients, a worker waits this long for more from its own */
+#define CHAOSI_LEAVE_MS        1000  /* after a stop, clients may come back to a kept connection for so long */
 #define CHAOSI_GROW_MS         4     /* how often it is looked whether more workers are needed */
 #define CHAOSI_SLOW_US         20000 /* a request that takes this long: more workers are needed */
 #define CHAOSI_SLOWISH_US      500   /* this long: they are if a processor is free */
@@ -3651,14 +3652,14 @@ typedef struct chaosi_proxy {
     int listener, ready;                                   /* ready: the epoll set of parked clients, the listener and the stop pipe */
     char host[256], port[8], host_port[300], prefix[1024]; /* of the upstream; host_port as Host would say it */
     chaosi_u32 workers, idle, served, starving, dial_failed;
-    chaosi_u32 served_before; /* a tick ago */
-    chaosi_u32 most_workers;  /* since the allocator last gave back what those that went had */
-    chaosi_u32 surplus;       /* so many workers end when they have served */
-    int looks;                /* in a row that found a processor free */
-    int processors, eager;    /* eager: so many workers are started at once and stay; more only while requests are slow */
-    chaosi_u32 stopping, hard;
-    chaosi_u64 told[32];  /* when each outcome was logged last */
-    pthread_mutex_t lock; /* guards what follows, and each client's `upstream` */
+    chaosi_u32 served_before;           /* a tick ago */
+    chaosi_u32 most_workers;            /* since the allocator last gave back what those that went had */
+    chaosi_u32 surplus;                 /* so many workers end when they have served */
+    int looks;                          /* in a row that found a processor free */
+    int processors, eager;              /* eager: so many workers are started at once and stay; more only while requests are slow */
+    chaosi_u32 leaving, stopping, hard; /* replies say close; nobody takes a client any more; sockets are shut */
+    chaosi_u64 told[32];                /* when each outcome was logged last */
+    pthread_mutex_t lock;               /* guards what follows, and each client's `upstream` */
     int idle_upstreams, address_count, client_count;
     chaosi_u32 names;               /* counts changes of the addresses: pooled sockets do not outlive one */
     chaosi_u64 full_since, full_ns; /* since when clients wait at the limit, 0 = none does; what is not counted yet */
@@ -4034,7 +4035,7 @@ CHAOSI_FN bool chaosi_bodiless(const chaosi_worker *w, int status) {
 }
 
 CHAOSI_FN void chaosi_put_connection(chaosi_out *o, chaosi_worker *w) {
-    w->close = w->close || CHAOSI_LOAD(&w->p->stopping);
+    w->close = w->close || CHAOSI_LOAD(&w->p->leaving);
     if (w->close) chaosi_puts(o, "Connection: close\r\n");
     else if (w->req.minor == 0) chaosi_puts(o, "Connection: keep-alive\r\n");
 }
@@ -4221,7 +4222,7 @@ CHAOSI_FN bool chaosi_hang(chaosi_worker *w) {
         client.revents = 0;
         chaosi_hold(w, 50 * CHAOSI_MS);
         if (!CHAOSI_SEQ(&w->p->c->armed)) return true;
-        if (CHAOSI_LOAD(&w->p->stopping) || poll(&client, 1, 0) > 0) return false;
+        if (CHAOSI_LOAD(&w->p->leaving) || poll(&client, 1, 0) > 0) return false;
     }
     return false;
 }
@@ -4482,7 +4483,7 @@ CHAOSI_FN bool chaosi_serve_one(chaosi_worker *w) {
     if (!chaosi_read_head(w)) return false;
     CHAOSI_ADD(&w->p->served, 1u);
     CHAOSI_STORE(&w->who->asked, 1u);
-    w->close = !w->req.keep_alive || CHAOSI_LOAD(&w->p->stopping);
+    w->close = !w->req.keep_alive || CHAOSI_LOAD(&w->p->leaving);
     chaosi_ask(w);
     ticket = w->verdict.ticket; /* also of a fault that is spared on the way */
     if (w->verdict.kind == CHAOS_DELAY) chaosi_hold(w, (chaosi_u64)w->verdict.delay_us * 1000);
@@ -4862,8 +4863,7 @@ CHAOSI_FN chaos_result chaosi_open_listener(chaosi_proxy *p, chaos_error *err) {
 CHAOSI_FN chaos_result chaosi_open_ready(chaosi_proxy *p, chaos_error *err) {
 #ifdef CHAOSI_EPOLL
     p->ready = epoll_create1(EPOLL_CLOEXEC);
-    if (!chaosi_watch(p, true, CHAOSI_STOP(p->c)[0], p, true) || !chaosi_watch(p, true, p->listener, &p->listener, true))
-        return chaosi_fail(err, CHAOS_ERR_SYSTEM, "epoll: %s", strerror(errno));
+    if (!chaosi_watch(p, true, p->listener, &p->listener, true)) return chaosi_fail(err, CHAOS_ERR_SYSTEM, "epoll: %s", strerror(errno));
 #endif
     return (void)err, CHAOS_OK;
 }
@@ -4893,12 +4893,22 @@ CHAOSI_FN chaos_result chaosi_proxy_limits(chaos_proxy_desc *d, chaos_error *err
     return CHAOS_OK;
 }
 
-/* Stop: no new connections, idle ones close, the rest has until the drain is over, then its sockets are shut. */
+/* Stop: no new connections but those in the backlog. Kept ones have a moment in which the next reply says close: one that is
+   closed with a request on its way fails that request. Then idle ones close, the rest has until the drain is over, then its
+   sockets are shut. */
 CHAOSI_FN void chaosi_drain_workers(chaosi_proxy *p) {
     chaosi_u64 deadline = chaosi_in(p->d.drain_timeout);
+    chaosi_u64 moment = chaosi_min(chaosi_in(CHAOSI_LEAVE_MS), chaosi_in(p->d.drain_timeout / 4));
     int i;
-    CHAOSI_ORDERED(&p->stopping, 1u);
+    CHAOSI_ORDERED(&p->leaving, 1u);
+    while (chaosi_readable(p->listener) && !CHAOSI_SEQ(&p->stopping) && chaosi_clock(false) < moment) chaosi_nap(CHAOSI_MS);
+#ifdef CHAOSI_EPOLL
+    epoll_ctl(p->ready, EPOLL_CTL_DEL, p->listener, NULL);
+#endif
     shutdown(p->listener, SHUT_RDWR);
+    while (CHAOSI_LOAD(&p->c->connections_now) && chaosi_clock(false) < moment) chaosi_nap(CHAOSI_MS);
+    chaosi_watch(p, true, CHAOSI_STOP(p->c)[0], p, true); /* wakes the workers, all of them */
+    CHAOSI_ORDERED(&p->stopping, 1u);
     chaosi_sweep(p, 0);
     while (CHAOSI_SEQ(&p->workers) && chaosi_clock(false) < deadline) chaosi_nap(CHAOSI_MS);
     if (CHAOSI_SEQ(&p->workers)) {
