@@ -632,6 +632,7 @@ static void see_next_reply(const target *t) {
     peer_ask(&c, &m, next);
     see(m.end == PEER_WHOLE && m.status == 200, "the request after it gets %d (%d)", m.status, (int)m.end);
     see(!strncmp(peer_text(&m.body), next, 20), "the request after it gets the reply to another one");
+    see_close(&c, t); /* by now its connection to the upstream is in the pool: not later, above that of the next vector */
     peer_hang_up(&c);
     peer_message_free(&m);
 }
