@@ -4619,11 +4619,11 @@ CHAOSI_FN bool chaosi_is_needed(chaosi_proxy *p) {
 /* A new client to serve. When nobody else is idle, the others that came with it are parked: each turn of a busy listener brings
    in many, or the ones already here would keep them out. */
 CHAOSI_FN chaosi_client *chaosi_welcome(chaosi_proxy *p) {
-    chaosi_client *who = chaosi_accept(p), *next = who;
+    chaosi_client *who = chaosi_accept(p);
     int most = 64;
-    while (next && CHAOSI_LOAD(&p->idle) <= 1 && most-- > 0 && (next = chaosi_accept(p)) != NULL) {
-        while (!chaosi_park(p, who)) who->armed = false; /* it spoke, another worker was told: to be told again, once it is parked */
-        who = next;
+    while (who && CHAOSI_LOAD(&p->idle) <= 1 && most-- > 0 && chaosi_readable(p->listener)) {
+        if (!chaosi_park(p, who)) break; /* it has spoken meanwhile */
+        who = chaosi_accept(p);
     }
     return who;
 }

@@ -311,7 +311,7 @@ static void case_dead_upstream_is_logged_once(void) {
 
 /* ---- parking ---- */
 
-#define QUEUE 120
+#define QUEUE 600
 /* More than there is room for, each with its request sent: whoever is told of a client that is just being parked finds it busy,
    and the one that parks it must not forget it. */
 static void case_client_that_speaks_while_it_is_parked(void) {
