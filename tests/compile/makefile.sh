@@ -1,5 +1,6 @@
 #!/bin/sh
-# makefile.sh - the Makefile's promises, in a copy of the repository: whose flags are whose, what is rebuilt, install.
+# makefile.sh - the Makefile's promises, in a copy of the repository: whose flags are whose, what is rebuilt, install. Run by
+# .ci/run, not by make test.
 # shellcheck disable=SC2016,SC2034  # the commands are expanded by eval, in check
 set -u
 top=$(cd "$(dirname "$0")/../.." && pwd) || exit 1
