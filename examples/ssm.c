@@ -362,13 +362,13 @@ static bool settle_end(const settings *s, document *d) {
     return edit(d, "expiresAt", quoted) && parse(d);
 }
 
-/* All that is asked of the new config itself. One that is off is not asked for its end. */
-static int settle(const settings *s, document *d) {
+/* All that is asked of the new config itself. One that is off is not asked for its end; endless: nor one that runs without. */
+static int settle(const settings *s, document *d, bool endless) {
     long long now = now_ms(), end;
     char when[24];
     if (d->bad.code || !settle_end(s, d)) return invalid("the config is invalid", d);
     end = d->config.enabled ? d->config.expires_ms : now + MINUTE;
-    if (end < 0 && !s->no_expiry)
+    if (end < 0 && !s->no_expiry && !endless)
         return say(REFUSED, "refused: \"expiresAt\" is \"never\": give --expires 10m, or --no-expiry if it is meant to run until stopped");
     if (end > now + DAY + 1000)
         return say(REFUSED, "refused: the end, %s, is more than 24 h ahead: give --expires, at most 24h", utc(end, when));
@@ -418,7 +418,7 @@ static int run_put(const settings *s) {
     int code;
     if (!s->value) return say(USAGE, "put needs --value JSON, --value @FILE or --value -");
     read_value(&d, s->value);
-    if ((code = settle(s, &d)) != DONE) return code;
+    if ((code = settle(s, &d, false)) != DONE) return code;
     fetch(s, s->name, d.config.enabled ? READ_MS : STOP_MS, &old);
     return write_config(s, &old, &d);
 }
@@ -457,7 +457,7 @@ static int run_set(const settings *s) {
         if (!edit(&d, key, *value ? as_json(key, value) : NULL)) return say(REFUSED, "refused: %s: the config grows too large", key);
     }
     parse(&d);
-    if ((code = settle(s, &d)) != DONE) return code;
+    if ((code = settle(s, &d, old.doc.config.enabled && old.doc.config.expires_ms < 0)) != DONE) return code;
     return write_config(s, &old, &d);
 }
 

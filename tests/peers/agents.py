@@ -6,13 +6,15 @@ services that hand out credentials.
 
 Needs botocore, which checks the signatures made with those credentials, and libcurl's headers; a missing one is a loud skip, with
 CHAOS_CI=1 a failure. The aws-cli is never started: it would look for credentials by itself."""
+import os
+import subprocess
 import sys
 import time
 
 sys.dont_write_bytecode = True
 import aws
 from aws import KEYS, SILENCE, AppConfigAgent, ContainerCredentials, Extension, Imds, SignatureChecker, Watch, call, env, fake_cli, go_time, parameter
-from common import case, free_port, in_threads, main, until
+from common import CI, Skip, case, free_port, in_threads, main, need, until
 
 NAME = "/proyecto-grupo-7/prod/chaos"
 ON = '{"enabled":true,"latency":20}'
@@ -454,6 +456,31 @@ def container_credentials():
     equal((got.code, len(i.seen)), ("ok", 0), (got, i.seen))
     for fake in (c, s, six, i):
         fake.stop()
+
+
+@case
+def task_credentials():
+    """ECS: a path at 169.254.170.2, which a network namespace of our own has on its loopback."""
+    if os.environ.get("CHAOS_TEST_INSIDE") != "1":
+        rights = [] if os.geteuid() == 0 else ["-r"]
+        inside = 'ip link set lo up && ip addr add 169.254.170.2/32 dev lo && exec "$@"'
+        again = ["unshare", *rights, "-n", "sh", "-c", inside, "sh", sys.executable, __file__, *sys.argv[1:], "--filter", "task_credentials"]
+        need("unshare", "ip")
+        got = subprocess.run(again, env=dict(os.environ, CHAOS_TEST_INSIDE="1"), capture_output=True, text=True, timeout=60)
+        if "not permitted" in got.stderr and not CI:
+            raise Skip("no network namespace may be made here")
+        assert got.returncode == 0 and got.stdout.endswith("1 passed, 0 failed\n"), got.stdout + got.stderr
+        return
+    c, s = ContainerCredentials(host="169.254.170.2", port=80), signed_with("CONTAINERTOKEN")
+    for more in ({}, {"AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://127.0.0.1:9/"}):  # the task's own come first
+        got = call("curl", "get", NAME, curl_env(s, AWS_CONTAINER_CREDENTIALS_RELATIVE_URI="/v2/credentials/5f1e", **more))
+        equal((got.code, s.wrong), ("ok", []), got)
+    equal([(x.method, x.target) for x in c.seen], [("GET", "/v2/credentials/5f1e")] * 2, c.seen)
+    c.say = (404, "no such id")
+    got = call("curl", "get", NAME, curl_env(s, AWS_CONTAINER_CREDENTIALS_RELATIVE_URI="/v2/credentials/gone"))
+    assert got.code != "ok" and "404" in str(got), got
+    c.stop()
+    s.stop()
 
 
 @case

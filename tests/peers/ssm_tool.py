@@ -420,6 +420,9 @@ def set_keeps_the_rest():
     out, err = ssm(DONE, "set", "enabled=true", "--name", "/set/keep", "--expires=5m")
     assert 290 < seconds_to(json.loads(value("/set/keep"))["expiresAt"]) <= 301
     has(out, "rollback: ")
+    moto().put("/set/keep", '{"enabled":true,"errorRate":40,"expiresAt":"never"}')  # somebody has insisted: down must not need it again
+    ssm(DONE, "set", "errorRate=0", "--name", "/set/keep")
+    equal(value("/set/keep"), '{"enabled":true,"errorRate":0,"expiresAt":"never"}')
 
 
 @case
@@ -437,6 +440,8 @@ def set_refuses():
     equal(moto().get("/set/no")["Version"], 1)
     ssm(NOT_FOUND, "set", "errorRate=5", "--name", "/set/nothing")
     ssm(NOT_FOUND, "set", "enabled=false", "--name", "/set/nothing")
+    moto().put("/set/no", '{"enabled":false,"expiresAt":"never"}')
+    has(ssm(REFUSED, "set", "enabled=true", "--name", "/set/no")[1], "--no-expiry")
     moto().put("/set/no", '{"enabled":true,}')
     has(ssm(REFUSED, "set", "errorRate=5", "--name", "/set/no")[1], "line 1, column 17")
     ssm(DONE, "set", "enabled=false", "note=stopped", "--name", "/set/no")
