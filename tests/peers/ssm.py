@@ -773,7 +773,7 @@ def children_of_a_proxy():
     """The aws-cli is started from a thread with all signals blocked, in a process full of sockets: it must see none of that. And
     many fetches that fail leave nothing behind."""
     where = tempfile.mkdtemp(dir=folder())
-    path = fake_cli("grep -E '^(SigBlk|SigIgn):' /proc/self/status > %s/signals\nls -l /proc/$$/fd > %s/fds\n"
+    path = fake_cli("grep -E '^(SigBlk|SigIgn):' /proc/self/status > %s/signals\n(ls -l /proc/$$/fd > %s/fds)\n"
                     "echo $$ $(ps -o pgid= -p $$) > %s/group; echo x >> %s/times; exit 255" % (where, where, where, where))
     p = SsmProxy(Upstream(), env(1, keys=None, PATH=path))
     keep = [connect(p.port) for _ in range(3)]
@@ -799,7 +799,7 @@ def children_of_a_proxy():
     assert masks == {"SigBlk": 0, "SigIgn": 0}, masks
     with open(where + "/fds") as f:
         fds = {int(line.split()[-3]): line.split()[-1] for line in f if " -> " in line}
-    # The shell keeps its script open, and a redirection is there while it lasts; a pipe of its own would look like one of ours.
+    # The shell keeps its script open; it redirects in a child, so that what it moves aside does not look like one of ours.
     assert fds[0] == "/dev/null" and not [t for n, t in fds.items() if n > 2 and not t.startswith((where, os.path.dirname(path.split(":")[0])))], fds
     assert not any("socket:" in t for t in fds.values()), fds
     with open(where + "/group") as f:
