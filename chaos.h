@@ -467,7 +467,7 @@ CHAOS_POINT(chaos_lambda_action, chaos_lambda_decide, (chaos * c, const chaos_la
 /* ==== >>ssm =================================================================================================== */
 /* A parameter of AWS SSM Parameter Store. All zero but for the name = what the environment says. */
 typedef struct chaos_ssm_desc {
-    const char *name;     /* or its ARN */
+    const char *name;     /* get: or its ARN */
     const char *region;   /* NULL = $AWS_REGION, $AWS_DEFAULT_REGION, else what the profile of the aws-cli says */
     const char *endpoint; /* a URL; NULL = $AWS_ENDPOINT_URL_SSM, $AWS_ENDPOINT_URL, else AWS's own */
     const char *type;     /* put: "String" or "SecureString"; NULL = as it is stored, String for a new one */
@@ -483,8 +483,8 @@ typedef struct chaos_ssm_value {
 
 /* Reads a parameter, decrypted: the text goes to buf, the rest to *out. buf serves for the whole answer, so cap should be
    CHAOS_SSM_BUFFER. CHAOS_OK, or CHAOS_ERR_NOT_FOUND, _DENIED, _THROTTLED, _TOO_LARGE, _VALUE (the request is refused as
-   wrong), _UNREACHABLE (all else) with the reason in err (may be NULL). By libcurl when built in and credentials and region
-   are there, else by the aws-cli. Blocks for up to the time-out. Any thread. */
+   wrong), _UNREACHABLE (all else) with the reason in err (may be NULL). By AWS's extension where it is (get, in Lambda), by
+   libcurl when built in and credentials and region are there, else by the aws-cli. Blocks for up to the time-out. Any thread. */
 #define CHAOS_SSM_BUFFER 65536
 CHAOS_POINT(chaos_result, chaos_ssm_get, (const chaos_ssm_desc *d, char *buf, size_t cap, chaos_ssm_value *out, chaos_error *err), (void)d;
             (void)buf; (void)cap; (void)out; (void)err; return CHAOS_ERR_COMPILED_OUT)
@@ -1890,7 +1890,7 @@ typedef struct chaosi_hot {
     chaosi_u32 max_faults, max_concurrent;
     chaosi_u8 simple; /* no match, rules or own exclude list: `fault` is all there is */
     chaosi_u8 dry_run, events;
-    chaosi_u8 unused;
+    chaosi_u8 off; /* "enabled" is false, or this instance takes no part */
 } chaosi_hot;
 
 #define CHAOSI_HOT_WORDS (sizeof(chaosi_hot) / sizeof(chaosi_u64))
@@ -2091,6 +2091,12 @@ CHAOSI_FN bool chaosi_open_pipes(chaos *c) {
     c->pid = (long)getpid();
     for (i = 0; i < CHAOSI_PIPES; i++) {
         if (i % 2 == 0 && pipe(&c->pipes[i]) != 0) return false;
+        if (c->pipes[i] < 3) { /* the program was started without stderr: log lines must not come in here */
+            int low = c->pipes[i];
+            c->pipes[i] = fcntl(low, F_DUPFD, 3);
+            close(low);
+            if (c->pipes[i] < 0) return false;
+        }
         fcntl(c->pipes[i], F_SETFD, FD_CLOEXEC);
         fcntl(c->pipes[i], F_SETFL, O_NONBLOCK);
     }
@@ -2127,7 +2133,7 @@ CHAOSI_FN void chaosi_disarm(chaos *c) {
 CHAOSI_FN void chaosi_arm(chaos *c, bool on) {
     if (on) chaosi_drain(c, CHAOSI_WAKE(c)[0]);
     if (on) CHAOSI_ORDERED(&c->armed, 1u);
-    if (!on || CHAOSI_SEQ(&c->killed)) chaosi_disarm(c);
+    if (!on || CHAOSI_SEQ(&c->killed) || CHAOSI_SEQ(&c->closing)) chaosi_disarm(c);
 }
 
 /* -- state -- */
@@ -2194,7 +2200,7 @@ CHAOSI_FN void chaosi_publish(chaos *c) {
     chaosi_u64 words[CHAOSI_HOT_WORDS], limit = chaosi_age_limit(c), coarse = chaosi_coarse(c);
     size_t i;
     c->until = chaosi_min(c->end_mono, chaosi_later(c->fresh_mono, limit));
-    hot.until_mono = chaosi_less(c->until, coarse);
+    hot.until_mono = hot.off ? 0 : chaosi_less(c->until, coarse); /* `armed` falls later */
     hot.until_wall = chaosi_less(chaosi_min(c->end_wall, chaosi_later(c->fresh_wall, limit)), coarse);
     memcpy(words, &hot, sizeof hot);
     CHAOSI_ORDERED(&c->sequence, c->sequence + 1u);
@@ -2232,7 +2238,11 @@ CHAOSI_FN bool chaosi_take_bytes(chaos *c, const chaos_fetched *got, chaos_error
     chaos_config *cfg;
     chaosi_hot *hot;
     if (known && content == c->content && (chaosi_u64)got->modified_ms == c->modified) {
-        if (c->loaded == CHAOSI_LOADED_INVALID) chaosi_fail(err, CHAOS_ERR_VALUE, "%s", c->told.problem);
+        c->told.problem[0] = 0; /* what a failed fetch said meanwhile */
+        if (c->loaded == CHAOSI_LOADED_INVALID) {
+            chaos_config_parse(&c->slots[chaosi_free_slot(c)].cfg, c->bytes, got->len, err);
+            chaosi_take_problem(c, err);
+        }
         return false;
     }
     c->content = content;
@@ -2258,6 +2268,7 @@ CHAOSI_FN bool chaosi_take_bytes(chaos *c, const chaos_fetched *got, chaos_error
     hot->max_concurrent = cfg->max_concurrent;
     hot->dry_run = cfg->dry_run;
     hot->events = cfg->events;
+    hot->off = !cfg->enabled || !chaosi_takes_part(cfg, chaosi_str(c->instance));
     hot->simple =
         !cfg->rule_count && cfg->default_exclude && !(cfg->match.methods.count | cfg->match.paths.count | cfg->match.headers.count);
     chaosi_set_end(c, cfg, got);
@@ -3094,13 +3105,14 @@ CHAOSI_FN bool chaosi_write_quietly(int fd, const char *line, size_t len) { retu
 
 CHAOSI_FN void chaosi_emit(chaos *c, chaosi_out *o) {
     bool done = true;
+    if (c->desc.quiet && !c->desc.log) return;
     chaosi_puts(o, "}\n");
     if (o->len >= o->cap) {
         *o = chaosi_into(o->buf, o->cap);
         chaosi_puts(o, "{\"source\":\"chaos\",\"level\":\"warn\",\"action\":\"note\",\"reason\":\"a log line was too long\"}\n");
     }
     if (c->desc.log) c->desc.log(c->desc.log_user, o->buf, o->len);
-    else if (!c->desc.quiet) done = chaosi_write_quietly(c->log_fd, o->buf, o->len);
+    else done = chaosi_write_quietly(c->log_fd, o->buf, o->len);
     chaosi_count(c, done ? CHAOSI_WORD(log_lines) : CHAOSI_WORD(log_dropped), 1);
 }
 
@@ -3440,7 +3452,9 @@ CHAOSI_FN bool chaosi_judge_simple(const chaosi_hot *hot, const chaos_request *r
 /* The slot may be newer than the block read before, so that is read anew. */
 CHAOSI_FN bool chaosi_judge_slot(chaos *c, chaosi_hot *hot, const chaos_request *req, chaosi_u64 key, chaos_verdict *v, char *rule) {
     chaosi_slot *slot = chaosi_enter(c);
-    bool excluded = chaosi_judge(&slot->cfg, req, key, v);
+    bool excluded = false;
+    if (slot->hot.off) memset(v, 0, sizeof *v);
+    else excluded = chaosi_judge(&slot->cfg, req, key, v);
     *hot = slot->hot;
     if (v->kind && v->rule) chaosi_copy(rule, 65, slot->cfg.text + slot->cfg.rules[v->rule - 1].name.at);
     chaosi_leave(slot);
@@ -5727,7 +5741,7 @@ CHAOSI_FN chaos_result chaosi_aws_fail(const chaosi_ssm *s, int status, const ch
                  {"InvalidKeyId", CHAOS_ERR_VALUE},
                  {"HierarchyLevelLimit", CHAOS_ERR_VALUE},
                  {"", CHAOS_ERR_UNREACHABLE}};
-    char message[160], name[64], http[24] = "", *c;
+    char message[1024], name[64], http[24] = "", *c;
     chaosi_span whole = chaosi_str(text);
     size_t i = 0;
     bool named;
@@ -5917,13 +5931,14 @@ CHAOSI_FN chaos_result chaosi_by_curl(chaosi_ssm *s, const char *operation, cons
     const char *region = chaosi_region(s), *endpoint = chaosi_endpoint(s), *authorities = chaosi_env("AWS_CA_BUNDLE");
     char url[300], target[64], sigv4[100], token[CHAOSI_KEYS_MAX + 32];
     struct curl_slist *fields = NULL;
-    chaosi_out o = chaosi_into(s->buf, s->cap);
+    chaosi_out o;
     chaosi_sigpipe held;
     long status = 0;
     CURLcode r;
     CURL *h;
     if (!region) return chaosi_fail(err, CHAOS_ERR_UNSUPPORTED, "no region");
     if (chaosi_find_keys(s, err) != CHAOS_OK) return err->code = CHAOS_ERR_UNSUPPORTED;
+    o = chaosi_into(s->buf, s->cap); /* the credentials came here: an answer without a body must not leave them */
     h = curl_easy_init();
     if (!h) return chaosi_fail(err, CHAOS_ERR_MEMORY, "curl_easy_init failed");
     s->way = "curl";
@@ -5945,6 +5960,9 @@ CHAOSI_FN chaos_result chaosi_by_curl(chaosi_ssm *s, const char *operation, cons
     curl_easy_setopt(h, CURLOPT_USERNAME, s->keys->id);
     curl_easy_setopt(h, CURLOPT_PASSWORD, s->keys->secret);
     curl_easy_setopt(h, CURLOPT_NOSIGNAL, 1L);
+#if LIBCURL_VERSION_NUM >= 0x075700
+    curl_easy_setopt(h, CURLOPT_QUICK_EXIT, 1L); /* else a name server that is silent is waited for, whatever the time-out */
+#endif
     curl_easy_setopt(h, CURLOPT_TIMEOUT_MS, (long)s->ms);
     curl_easy_setopt(h, CURLOPT_WRITEFUNCTION, chaosi_curl_take);
     curl_easy_setopt(h, CURLOPT_WRITEDATA, &o);
@@ -5959,8 +5977,9 @@ CHAOSI_FN chaos_result chaosi_by_curl(chaosi_ssm *s, const char *operation, cons
     curl_slist_free_all(fields);
     curl_easy_cleanup(h);
     s->len = o.len;
-    if (o.len >= o.cap) return chaosi_fail(err, CHAOS_ERR_TOO_LARGE, "curl: the answer is over %u bytes", (unsigned)s->cap);
-    if (r != CURLE_OK) return chaosi_fail(err, CHAOS_ERR_UNREACHABLE, "curl: %.60s: %s", url, curl_easy_strerror(r));
+    if (o.len >= o.cap && status == 200)
+        return chaosi_fail(err, CHAOS_ERR_TOO_LARGE, "curl: the answer is over %u bytes", (unsigned)s->cap);
+    if (r != CURLE_OK && o.len < o.cap) return chaosi_fail(err, CHAOS_ERR_UNREACHABLE, "curl: %.60s: %s", url, curl_easy_strerror(r));
     return status == 200 ? CHAOS_OK : chaosi_aws_fail(s, (int)status, s->buf, err);
 }
 #endif
@@ -6176,23 +6195,26 @@ CHAOSI_FN chaos_result chaosi_ssm_get(chaosi_ssm *s, chaos_ssm_value *out, chaos
 
 CHAOSI_FN chaos_result chaosi_ssm_put(chaosi_ssm *s, const char *value, size_t len, chaos_ssm_value *out, chaos_error *err) {
     char json[24576];
-    const char *type = s->d->type;
+    const char *type = s->d->type, *tier = len > 4096 ? "Intelligent-Tiering" : NULL;
+    bool typed, tiered;
     chaosi_out o;
     chaos_result r;
-    do {
+    do { /* what is there and what is new want other things said: AWS's refusal tells */
         o = chaosi_into(json, sizeof json);
         chaosi_puts(&o, "{\"Overwrite\":true");
         chaosi_put_str(&o, "Name", s->d->name);
         chaosi_put_key(&o, "Value");
         chaosi_put_json(&o, chaosi_of(value, len));
         if (type) chaosi_put_str(&o, "Type", type);
-        if (len > 4096) chaosi_put_str(&o, "Tier", "Intelligent-Tiering");
+        if (tier) chaosi_put_str(&o, "Tier", tier);
         chaosi_puts(&o, "}");
         if (o.len >= o.cap) return chaosi_fail(err, CHAOS_ERR_TOO_LARGE, "ssm: the value is too large");
         r = chaosi_ssm_call(s, "PutParameter", "put-parameter", json, err);
-        if (type || r != CHAOS_ERR_VALUE || !strstr(err->text, "type")) break;
-        type = "String"; /* a new one needs its type said */
-    } while (true);
+        tiered = r == CHAOS_ERR_VALUE && !tier && strstr(err->text, "advanced-parameter tier");
+        typed = r == CHAOS_ERR_VALUE && !tiered && !type && strstr(err->text, "type");
+        if (tiered) tier = "Advanced";
+        if (typed) type = "String";
+    } while (tiered || typed);
     chaosi_copy(out->way, sizeof out->way, s->way);
     if (r != CHAOS_OK) return r;
     out->version = chaosi_aws_number(chaosi_of(s->buf, s->len), "Version");
@@ -6259,7 +6281,8 @@ CHAOSI_FN chaos_result chaosi_appconfig(chaos *c, char *buf, size_t cap, chaos_f
     c->way = s.way = "agent";
     a.buf = buf;
     a.cap = cap;
-    r = chaosi_http_call(&a, "GET", url, "", CHAOSI_AGENT_MS, err);
+    i = (int)CHAOSI_LOAD(&c->fetch_ms);
+    r = chaosi_http_call(&a, "GET", url, "", i && i < CHAOSI_AGENT_MS ? i : CHAOSI_AGENT_MS, err);
     if (r == CHAOS_ERR_UNSUPPORTED) return err->code = CHAOS_ERR_UNREACHABLE;
     if (r != CHAOS_OK) return r;
     if (a.head.status == 404) return chaosi_fail(err, CHAOS_ERR_NOT_FOUND, "agent: HTTP 404: %.100s", a.body.at);
@@ -6445,12 +6468,13 @@ void chaos_close(chaos *c) {
 #ifdef CHAOSI_THREADS
     CHAOSI_ORDERED(&c->closing, 1u);
     CHAOSI_ENTER(&c->cancels, 1u);
+    chaosi_disarm(c); /* before the refresher is waited for: its fetch may last */
     chaosi_ring(c, CHAOSI_POKE(c)[1]);
     if (c->has_refresher && chaosi_own(c)) pthread_join(c->refresher, NULL);
 #endif
     chaosi_disarm(c);
     while (chaosi_own(c) && CHAOSI_SEQ(&c->waiting)) chaosi_nap(CHAOSI_MS); /* a fork's child has no waiters */
-    chaosi_log_summary(c);
+    if (chaosi_own(c)) chaosi_log_summary(c); /* in a fork's child nobody may ever unlock what the refresher held */
     chaosi_release(c);
 }
 

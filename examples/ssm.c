@@ -211,6 +211,11 @@ static void fetch(const settings *s, const char *name, int timeout, stored *out)
     parse(&out->doc);
 }
 
+static void nap(int ms) {
+    struct timespec t = {ms / 1000, ms % 1000 * 1000000L};
+    nanosleep(&t, NULL);
+}
+
 /* Writes; when throttled again and again, for about 6 s: a stop must not be lost in a crowd. */
 static chaos_result store(const settings *s, const char *name, const char *type, const document *d, chaos_ssm_value *is, chaos_error *err) {
     chaos_ssm_desc desc = parameter(s, name, READ_MS);
@@ -218,10 +223,7 @@ static chaos_result store(const settings *s, const char *name, const char *type,
     int wait;
     desc.type = type;
     memset(is, 0, sizeof *is);
-    for (wait = 200; (result = chaos_ssm_put(&desc, d->text, d->len, is, err)) == CHAOS_ERR_THROTTLED && wait <= 3200; wait *= 2) {
-        struct timespec t = {wait / 1000, wait % 1000 * 1000000L};
-        nanosleep(&t, NULL);
-    }
+    for (wait = 200; (result = chaos_ssm_put(&desc, d->text, d->len, is, err)) == CHAOS_ERR_THROTTLED && wait <= 3200; wait *= 2) nap(wait);
     return result;
 }
 
@@ -283,6 +285,20 @@ static bool next_member(const char **at, member *m) {
     *at = skip_space(m->end);
     if (**at == ',') ++*at;
     return true;
+}
+
+static bool is_escaped(const member *m) { return memchr(m->key, '\\', (size_t)(skip_value(m->key) - m->key)) != NULL; }
+
+/* A config with keys like "\u0065nabled" becomes its canonical form: `edit` compares letters. */
+static void spell_keys(document *d) {
+    static char text[CHAOS_CONFIG_INPUT_MAX * 2];
+    const char *p = skip_space(d->text) + 1;
+    bool escaped = false;
+    member m;
+    while (next_member(&p, &m)) escaped = escaped || is_escaped(&m);
+    if (!escaped) return;
+    chaos_config_format(&d->config, text, sizeof text);
+    take(d, text);
 }
 
 static bool splice(document *d, const char *from, const char *to, const char *text) {
@@ -362,8 +378,10 @@ static bool settle_end(const settings *s, document *d) {
     return edit(d, "expiresAt", quoted) && parse(d);
 }
 
-/* All that is asked of the new config itself. One that is off is not asked for its end; endless: nor one that runs without. */
-static int settle(const settings *s, document *d, bool endless) {
+/* All that is asked of the new config itself. One that is off is not asked for its end; nor one that replaces what runs without
+   (old: what `set` changes). */
+static int settle(const settings *s, document *d, const document *old) {
+    bool endless = old && old->config.enabled && old->config.expires_ms < 0;
     long long now = now_ms(), end;
     char when[24];
     if (d->bad.code || !settle_end(s, d)) return invalid("the config is invalid", d);
@@ -374,7 +392,8 @@ static int settle(const settings *s, document *d, bool endless) {
         return say(REFUSED, "refused: the end, %s, is more than 24 h ahead: give --expires, at most 24h", utc(end, when));
     if (end >= 0 && end <= now)
         return say(REFUSED, "refused: the end, %s, is past, so nothing would happen: give --expires 10m", utc(end, when));
-    if (d->len > VALUE_MAX) return say(REFUSED, "refused: it has %lu bytes, SSM takes %d: shorten it", (unsigned long)d->len, VALUE_MAX);
+    if (d->len > VALUE_MAX && (d->config.enabled || !old))
+        return say(REFUSED, "refused: it has %lu bytes, SSM takes %d: shorten it", (unsigned long)d->len, VALUE_MAX);
     if (strstr(d->text, "{{")) return say(REFUSED, "refused: \"{{\" stands in the value, SSM forbids that: write it otherwise");
     return DONE;
 }
@@ -418,7 +437,7 @@ static int run_put(const settings *s) {
     int code;
     if (!s->value) return say(USAGE, "put needs --value JSON, --value @FILE or --value -");
     read_value(&d, s->value);
-    if ((code = settle(s, &d, false)) != DONE) return code;
+    if ((code = settle(s, &d, NULL)) != DONE) return code;
     fetch(s, s->name, d.config.enabled ? READ_MS : STOP_MS, &old);
     return write_config(s, &old, &d);
 }
@@ -450,6 +469,7 @@ static int run_set(const settings *s) {
     d = old.doc;
     if (d.bad.code && !off) return invalid("what is stored is invalid; put a whole config", &d);
     if (d.bad.code) take(&d, OFF_CONFIG);
+    spell_keys(&d);
     for (i = 0; i < s->arg_count; i++) {
         const char *value = strchr(s->args[i], '=') + 1;
         char key[40];
@@ -457,7 +477,7 @@ static int run_set(const settings *s) {
         if (!edit(&d, key, *value ? as_json(key, value) : NULL)) return say(REFUSED, "refused: %s: the config grows too large", key);
     }
     parse(&d);
-    if ((code = settle(s, &d, old.doc.config.enabled && old.doc.config.expires_ms < 0)) != DONE) return code;
+    if ((code = settle(s, &d, &old.doc)) != DONE) return code;
     return write_config(s, &old, &d);
 }
 
@@ -469,6 +489,17 @@ static int run_enable(const settings *s) {
     return run_set(&change);
 }
 
+/* Of a text that this version refuses: may another one take it for an order to be on? */
+static bool could_be_on(const document *d) {
+    const char *p = skip_space(d->text);
+    member m;
+    if (*p != '{') return false;
+    if (chaos_json_check(d->text, d->len, NULL) != CHAOS_OK) return strstr(d->text, "enabled") || strchr(d->text, '\\');
+    for (p++; next_member(&p, &m);)
+        if (!strncmp(m.key, "\"enabled\"", 9) || is_escaped(&m)) return true;
+    return false;
+}
+
 /* The rollback of one parameter: nothing but SSM itself can keep it from writing. found: below a path, where other things may
    be stored too; what no version of chaos.h can take for an order to be on stays as it is. */
 static int disable(const settings *s, const char *name, bool found) {
@@ -478,13 +509,19 @@ static int disable(const settings *s, const char *name, bool found) {
     chaos_error err;
     chaos_result result;
     bool kept;
+    int wait;
     fetch(s, name, STOP_MS, &old);
+    for (wait = 200; found && old.result == CHAOS_ERR_THROTTLED && wait <= 3200; wait *= 2) { /* it may be somebody's password */
+        nap(wait);
+        fetch(s, name, STOP_MS, &old);
+    }
     if (old.result == CHAOS_ERR_NOT_FOUND)
         return say(NOT_FOUND, "nothing is stored under %s: processes that read it are off (check --name, --region, --endpoint-url)",
                    place(s, name));
-    if (found && old.result == CHAOS_OK && old.doc.bad.code && !strstr(old.doc.text, "enabled") && !strchr(old.doc.text, '\\'))
+    if (found && old.result == CHAOS_OK && old.doc.bad.code && !could_be_on(&old.doc))
         return say(DONE, "left as it is: %s is no chaos config; a process that reads it is off", place(s, name));
     d = old.doc;
+    if (!d.bad.code) spell_keys(&d);
     kept = !d.bad.code && edit(&d, "enabled", "false") && parse(&d);
     if (old.result != CHAOS_OK) failed(s, "read", name, &old.err, ", so the safe default is written");
     else if (!kept) say(DONE, "%s is invalid (%s), so the safe default is written", place(s, name), old.doc.bad.text);
@@ -508,7 +545,7 @@ static int run_disable(const settings *s) {
     chaos_ssm_value is;
     chaos_error err;
     char *name, *end;
-    int total = 0, bad = 0;
+    int total = 0, bad = 0, code;
     if (s->name) return disable(s, s->name, false);
     memset(&is, 0, sizeof is);
     if (chaos_ssm_list(&desc, names, sizeof names, &is, &err) != CHAOS_OK)
@@ -518,7 +555,8 @@ static int run_disable(const settings *s) {
         end = name + strcspn(name, "\n");
         if (*end) *end++ = 0;
         total++;
-        if (disable(s, name, true) != DONE) bad++;
+        code = disable(s, name, true);
+        bad += code != DONE && code != NOT_FOUND; /* gone since it was listed: off */
     }
     if (!total && !bad) return say(NOT_FOUND, "nothing is stored below %s (check --path, --region, --endpoint-url)", place(s, s->path));
     return say(bad ? COULD_NOT : DONE, "%d found below %s: %s", total, place(s, s->path),

@@ -178,10 +178,10 @@ class Moto:
     def env(self, **options):
         return env(self.url, **options)
 
-    def put(self, name, value, kind="String"):
+    def put(self, name, value, kind="String", tier="Standard"):
         """Returns the new version."""
         value = value if isinstance(value, str) else json.dumps(value)
-        return self.ssm.put_parameter(Name=name, Value=value, Overwrite=True, Type=kind)["Version"]
+        return self.ssm.put_parameter(Name=name, Value=value, Overwrite=True, Type=kind, Tier=tier)["Version"]
 
     def get(self, name):
         """The whole parameter, or None."""

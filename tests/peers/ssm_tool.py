@@ -472,7 +472,7 @@ def enable_and_disable():
 @case
 def disable_whatever_is_stored():
     for there, want in (("{}", OFF), (OFF, OFF), ("broken {", OFF), ('{"enabled":true,}', OFF), ("[]", OFF), ("hunter2", OFF),
-                        ('{"enabled":true,"later":1}', OFF), ('{"\\u0065nabled":true,"errorRate":5}', OFF),
+                        ('{"enabled":true,"later":1}', OFF), ('{"\\u0065nabled":true,"errorRate":5}', '{"enabled":false,"errorRate":5}'),
                         ('{"errorRate":5}', '{"errorRate":5,"enabled":false}'),
                         ('{"enabled":true,"expiresAt":"never","owner":"bob"}', '{"enabled":false,"expiresAt":"never","owner":"bob"}')):
         moto().put("/disable/any", there)
@@ -519,9 +519,33 @@ def disable_when_ssm_does_not_answer_well():
     out, err = ssm(COULD_NOT, "disable", "--name", "/disable/blind", url=relay.url)
     equal((out, value("/disable/blind")), ("", on))
     has(err, "cannot write /disable/blind in us-east-1", "access denied", "ssm:PutParameter")
+    relay.hooks = {"PutParameter": always((503, "<html>" + "x" * 9000))}
+    has(ssm(COULD_NOT, "disable", "--name", "/disable/blind", url=relay.url)[1], "cannot write /disable/blind", "unreachable")
     relay.hooks = {"GetParameter": always(DENIED)}
     ssm(DONE, "set", "enabled=false", "--name", "/disable/blind", url=relay.url)
     equal(value("/disable/blind"), OFF)
+    relay.stop()
+
+
+@case
+def off_of_every_size_and_spelling():
+    """What one cannot write with this tool may be stored all the same, and has to be stopped."""
+    moto().put("/off/escaped", '{ "\\u0065nabled": true, "errorRate": 7 }')
+    ssm(DONE, "set", "enabled=false", "--name", "/off/escaped")
+    equal(json.loads(value("/off/escaped")), {"enabled": False, "errorRate": 7})
+    rules = ",".join('{"name":"r%d","errorRate":1,"match":{"paths":["/%s"]}}' % (n, "x" * 240) for n in range(15))
+    large = '{"enabled":true,"expiresAt":"never","rules":[%s]}' % rules
+    assert len(large) > 4096
+    for stop in (["set", "enabled=false"], ["disable"]):
+        moto().put("/off/large", large, tier="Advanced")
+        ssm(DONE, *stop, "--name", "/off/large")
+        equal(json.loads(value("/off/large")), {**json.loads(large), "enabled": False}, stop)
+    kept = (400, {"__type": "ValidationException", "message": "This parameter uses the advanced-parameter tier. You can't downgrade a "
+                  "parameter from the advanced-parameter tier to the standard-parameter tier."})
+    relay = Relay(PutParameter=lambda body: None if body.get("Tier") == "Advanced" else kept)
+    moto().put("/off/advanced", '{"enabled":true,"errorRate":5}', tier="Advanced")
+    ssm(DONE, "disable", "--name", "/off/advanced", url=relay.url)
+    equal((value("/off/advanced"), relay.actions.count("PutParameter")), ('{"enabled":false,"errorRate":5}', 2))
     relay.stop()
 
 
@@ -530,7 +554,10 @@ def disable_below_a_path():
     on = '{"enabled":true,"errorRate":%d,"expiresAt":"never"}'
     for n in range(12):  # more than one page
         moto().put("/path/deep/%02d" % n, on % n)
-    others = {"/path/broken": '{"enabled":true,', "/path/password": "hunter2", "/path/db": '{"host":"db"}', "/pathological": on % 50}
+    others = {"/path/broken": '{"enabled":true,', "/path/password": "hunter2", "/path/db": '{"host":"db"}', "/pathological": on % 50,
+              "/path/secret": "p\\ss w0rd", "/path/flag": "feature-enabled", "/path/beta": '{"beta":{"enabled":true}}',
+              "/path/newer": '{"enabled":true,"keyOfTomorrow":1}'}
+    stopped = ("/path/broken", "/path/newer")
     for name, text in others.items():
         moto().put(name, text)
     relay = Relay(PutParameter=lambda body: DENIED if body["Name"] in ("/path/deep/03", "/path/deep/08") else None)
@@ -538,13 +565,18 @@ def disable_below_a_path():
     for n in range(12):
         equal(value("/path/deep/%02d" % n), on % n if n in (3, 8) else (on % n).replace("true", "false"), n)
     for name, text in others.items():
-        equal(value(name), OFF if name == "/path/broken" else text, name)
-    has(err, "cannot write /path/deep/03", "cannot write /path/deep/08", "left as it is: /path/password", "left as it is: /path/db", "15 found")
+        equal(value(name), OFF if name in stopped else text, name)
+    has(err, "cannot write /path/deep/03", "cannot write /path/deep/08", "left as it is: /path/password", "left as it is: /path/db", "19 found")
     assert "hunter" not in out + err
-    equal(out.count("new: "), 11)
-    out, err = ssm(DONE, "disable", "--path", "/path/")
+    equal(out.count("new: "), 12)
+    moto().put("/path/password", "hunter2")
+    reads = iter([THROTTLED, THROTTLED, None])
+    gone = (400, {"__type": "ParameterNotFound"})
+    relay.hooks = {"GetParameter": lambda body: next(reads) if body["Name"] == "/path/password" else gone if body["Name"] == "/path/newer" else None}
+    out, err = ssm(DONE, "disable", "--path", "/path/", url=relay.url)  # a read that is throttled, and one that comes too late
+    equal(value("/path/password"), "hunter2", "what could not be read at once is kept")
     equal(json.loads(value("/path/deep/08")), {"enabled": False, "errorRate": 8, "expiresAt": "never"})
-    has(err, "15 found below /path/ in us-east-1", "all are off")
+    has(err, "19 found below /path/ in us-east-1", "all are off")
     has(ssm(NOT_FOUND, "disable", "--path", "/path/none/")[1], "nothing is stored below /path/none/")
     relay.hooks = {"GetParametersByPath": always(DENIED)}
     has(ssm(COULD_NOT, "disable", "--path", "/path/", url=relay.url)[1], "access denied", "--name")
