@@ -21,6 +21,11 @@ typedef struct crowd {
     int started, back; /* read with PEER_LOAD */
 } crowd;
 
+static void *close_it(void *arg) {
+    chaos_close((chaos *)arg);
+    return NULL;
+}
+
 static void *wait_once(void *arg) {
     crowd *w = (crowd *)arg;
     chaos_request req;
@@ -258,6 +263,32 @@ static void case_close_releases_all_and_waits_for_them(void) {
     CHECK(crowd_leave(&w, start) <= 250);
 }
 
+/* A fetch that is in progress, which nothing can end, holds chaos_close; it does not hold those who wait. */
+static void case_close_releases_before_it_waits_for_a_fetch(void) {
+    peer_source source;
+    pthread_t closing;
+    chaos_desc d;
+    long long start;
+    chaos *c;
+    crowd w;
+    memset(&d, 0, sizeof d);
+    peer_source_init(&source, MINUTE);
+    d.fetch = peer_fetch;
+    d.fetch_user = &source;
+    d.quiet = true;
+    d.ttl_ms = 50;
+    c = chaos_open(&d, NULL);
+    PEER_UNTIL(report_of(c).state == CHAOS_STATE_ON, 1000);
+    crowd_enter(&w, c);
+    PEER_STORE(&source.slow_ms, 1500);
+    PEER_UNTIL(PEER_LOAD(&source.inside) == 1, 2000);
+    peer_nap(100); /* not one that began before it was slow */
+    start = peer_ms();
+    if (pthread_create(&closing, NULL, close_it, c)) abort();
+    CHECK(crowd_leave(&w, start) <= 250);
+    pthread_join(closing, NULL);
+}
+
 static void case_wait_after_off_does_not_sleep(void) {
     chaos *c = open_text(MINUTE);
     chaos_request req;
@@ -365,6 +396,32 @@ static void case_wake_fd_is_readable_exactly_while_not_on(void) {
     chaos_close(c);
 }
 
+/* A program that was started without stdout and stderr: what it opens gets their numbers, and log lines must not get into that. */
+static void case_pipes_are_not_taken_for_stderr(void) {
+    int status = 0;
+    pid_t child = fork();
+    if (child == 0) {
+        chaos_desc d;
+        chaos *c;
+        int i;
+        memset(&d, 0, sizeof d);
+        d.config = "{\"enabled\":true,\"latency\":1,\"expiresAt\":\"never\"}";
+        alarm(20);
+        for (i = 0; i < 3; i++) close(i);
+        c = chaos_open(&d, NULL);
+        if (!c || chaos_wake_fd(c) < 3) _exit(1);
+        for (i = 0; i < 10; i++) {
+            chaos_verdict v = chaos_decide(c, NULL);
+            chaos_wait(c, &v);
+        }
+        if (readable(chaos_wake_fd(c))) _exit(2);
+        chaos_close(c);
+        _exit(0);
+    }
+    while (waitpid(child, &status, 0) < 0 && errno == EINTR) {}
+    CHECK_INT(WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + status, 0);
+}
+
 /* Without a call: an event loop asleep on the descriptor hears of the end from the refresher. */
 static void case_wake_fd_tells_expiry_by_itself(void) {
     char json[160];
@@ -450,6 +507,8 @@ int main(int argc, char **argv) {
     CHECK_RUN(case_expiry_releases_without_a_refresher);
     CHECK_RUN(case_file_flip_releases_within_ttl);
     CHECK_RUN(case_close_releases_all_and_waits_for_them);
+    CHECK_RUN(case_close_releases_before_it_waits_for_a_fetch);
+    CHECK_RUN(case_pipes_are_not_taken_for_stderr);
     CHECK_RUN(case_wait_after_off_does_not_sleep);
     CHECK_RUN(case_calls_without_a_handle_are_off);
     CHECK_RUN(case_wake_fd_is_readable_exactly_while_not_on);

@@ -634,6 +634,54 @@ static void case_invalid_is_loud(void) {
     rig_close(r);
 }
 
+/* What a failed fetch said is over with the next good one, and is no reason for a text that was refused before. */
+static void case_problems_do_not_outlive_their_cause(void) {
+    static const char *const texts[] = {FAIL_ALL, "{'enabled':true,'errorrate':5}"};
+    char reason[256];
+    int i;
+    for (i = 0; i < 2; i++) {
+        rig *r = rig_callback(&the_rig, texts[i]);
+        snprintf(reason, sizeof reason, "%s", stats(r).reason);
+        r->answer = CHAOS_ERR_UNREACHABLE;
+        chaos_refresh(r->c, NULL);
+        CHECK(stats(r).problem[0] != 0);
+        r->answer = CHAOS_OK;
+        CHECK_INT(chaos_refresh(r->c, &r->err) != CHAOS_OK, i);
+        CHECK_STR(stats(r).reason, reason);
+        CHECK_STR(stats(r).problem, i ? reason : "");
+        if (i) CHECK(strstr(r->err.text, "errorrate") != NULL && r->err.line == 1);
+        rig_close(r);
+    }
+}
+
+/* A config that is off, or not for this instance, is in force before the state follows it: no fault in between. The fetch is
+   taken in as chaos_refresh does it, up to that moment. */
+static void case_off_from_the_first_moment(void) {
+    static const char *const texts[] = {"{'enabled':false,'errorRate':100}", "{'enabled':true,'errorRate':100,'canary':0}",
+                                        "{'enabled':true,'errorRate':100,'match':{'paths':['/**']},'canary':0}",
+                                        "{'enabled':true,'errorRate':100,'match':{'paths':['/**']},'instances':['other']}"};
+    static const char *const before[] = {FAIL_ALL, "{'enabled':true,'errorRate':100,'match':{'paths':['/**']}}"};
+    chaos_fetched got;
+    chaos_verdict v;
+    unsigned first;
+    size_t i;
+    for (i = 0; i < 8; i++) {
+        rig *r = rig_callback(&the_rig, before[i % 2]);
+        check_where("%s after %s", texts[i / 2], before[i % 2]);
+        CHECK(on(r));
+        first = decide(r).version;
+        memset(&got, 0, sizeof got);
+        unquote(r->text, sizeof r->text, texts[i / 2]);
+        CHECK_INT(rig_fetch(r, r->c->bytes, CHAOS_CONFIG_INPUT_MAX + 1, &got, &r->err), CHAOS_OK);
+        chaosi_take(r->c, CHAOS_OK, &got, &r->err);
+        v = decide(r); /* the new one is there, the old gates too: by the old one, or not at all */
+        CHECK(v.kind == CHAOS_PASS || v.version == first);
+        chaosi_publish(r->c);
+        CHECK_INT(decide(r).kind, CHAOS_PASS);
+        rig_close(r);
+    }
+}
+
 static void case_invalid_does_not_fail_open(void) {
     rig *r = rig_inline(&the_rig, "{'enabled':true,'errorRate':500}");
     CHECK(r->c != NULL && !on(r));
@@ -929,6 +977,25 @@ static void case_fork_off_is_local(void) {
     CHECK_INT(in_child(child_off_and_close, r), 0);
     CHECK_INT(decide(r).kind, CHAOS_STATUS);
     CHECK(!readable(chaos_wake_fd(r->c))); /* the pipe is shared: the child must not have rung it */
+    rig_close(r);
+}
+
+/* At the fork the refresher may have held the lock, which nobody unlocks in the child. */
+static int child_closes(rig *r) {
+    alarm(10);
+    chaos_close(r->c);
+    return 0;
+}
+
+static void case_fork_while_the_lock_is_held(void) {
+    rig *r = rig_new(&the_rig);
+    r->d.config = "{\"enabled\":true,\"errorRate\":100}";
+    r->d.no_thread = false;
+    rig_open(r);
+    decide(r);
+    CHAOSI_LOCK(&r->c->lock);
+    CHECK_INT(in_child(child_closes, r), 0);
+    CHAOSI_UNLOCK(&r->c->lock);
     rig_close(r);
 }
 
@@ -1638,6 +1705,8 @@ int main(int argc, char **argv) {
     CHECK_RUN(case_fetch_schedule);
     CHECK_RUN(case_not_found_is_quiet);
     CHECK_RUN(case_invalid_is_loud);
+    CHECK_RUN(case_problems_do_not_outlive_their_cause);
+    CHECK_RUN(case_off_from_the_first_moment);
     CHECK_RUN(case_invalid_does_not_fail_open);
     CHECK_RUN(case_unreachable_from_the_start);
     CHECK_RUN(case_source_that_lies);
@@ -1650,6 +1719,7 @@ int main(int argc, char **argv) {
     CHECK_RUN(case_fork_expiry);
     CHECK_RUN(case_fork_age);
     CHECK_RUN(case_fork_off_is_local);
+    CHECK_RUN(case_fork_while_the_lock_is_held);
     CHECK_RUN(case_off_is_latched);
     CHECK_RUN(case_off_in_signal_handler);
     CHECK_RUN(case_disable);
