@@ -3672,13 +3672,14 @@ typedef struct chaosi_proxy {
     int looks;                          /* in a row that found a processor free */
     int processors, eager;              /* eager: so many workers are started at once and stay; more only while requests are slow */
     chaosi_u32 leaving, stopping, hard; /* replies say close; nobody takes a client any more; sockets are shut */
+    chaosi_u64 drain_end;               /* CHAOSI_NEVER before the stop */
     chaosi_u64 told[32];                /* when each outcome was logged last */
     pthread_mutex_t lock;               /* guards what follows, and each client's `upstream` */
     int idle_upstreams, address_count, client_count;
     chaosi_u32 names;               /* counts changes of the addresses: pooled sockets do not outlive one */
     chaosi_u64 full_since, full_ns; /* since when clients wait at the limit, 0 = none does; what is not counted yet */
-    bool full_told;
-    char limit[16]; /* max_connections, for the log */
+    bool full_told, preferred;      /* preferred: the first address is not the name's first, which did not answer */
+    char limit[16];                 /* max_connections, for the log */
     chaosi_address addresses[CHAOSI_ADDRESSES];
     chaosi_client *clients, *free_clients; /* max_connections places; client_used of them were used */
     int client_used;
@@ -3841,9 +3842,10 @@ CHAOSI_FN void chaosi_pool_put(chaosi_worker *w) {
 
 /* Closes pooled sockets that were idle for longer than `ns`; the oldest are at the bottom. */
 CHAOSI_FN void chaosi_pool_trim(chaosi_proxy *p, chaosi_u64 ns) {
-    chaosi_u64 now = chaosi_clock(false);
+    chaosi_u64 now;
     int n = 0, i;
     pthread_mutex_lock(&p->lock);
+    now = chaosi_clock(false); /* not before: no socket came later */
     while (n < p->idle_upstreams && now - p->pool[n].since >= ns) close(p->pool[n++].fd);
     p->idle_upstreams -= n;
     for (i = 0; i < p->idle_upstreams; i++) p->pool[i] = p->pool[i + n];
@@ -3858,6 +3860,7 @@ CHAOSI_FN void chaosi_prefer(chaosi_proxy *p, const chaosi_address *good) {
         if (memcmp(&p->addresses[i], good, sizeof *good) == 0) {
             p->addresses[i] = p->addresses[0];
             p->addresses[0] = *good;
+            p->preferred = true;
         }
     pthread_mutex_unlock(&p->lock);
 }
@@ -4037,9 +4040,13 @@ CHAOSI_FN int chaosi_flows_wait(chaosi_worker *w, bool listening, chaosi_u64 dea
     if (!listening && !chaosi_flow_over(&w->down) && w->down.out_count) p[0].events = (short)(p[0].events | POLLOUT);
     if (!p[0].events) p[0].fd = -1; /* a hang-up we do not wait for must not spin */
     if (!p[1].events) p[1].fd = -1;
-    do r = poll(p, 2, (int)chaosi_min(ms, 60000));
-    while (r < 0 && errno == EINTR);
-    if (r <= 0) return ms <= 60000 ? 0 : 1;
+    for (;;) {
+        r = poll(p, 2, (int)chaosi_min(ms, 60000));
+        now = chaosi_clock(false);
+        ms = deadline > now ? (deadline - now + CHAOSI_MS - 1) / CHAOSI_MS : 0;
+        if (r > 0) break;
+        if (!ms || (r < 0 && errno != EINTR)) return 0;
+    }
     return 2 | (p[1].revents & (POLLIN | POLLHUP | POLLERR) ? 4 : 0);
 }
 
@@ -4109,13 +4116,16 @@ CHAOSI_FN ssize_t chaosi_first_bytes(chaosi_worker *w) {
     ssize_t n = -1;
 #ifdef CHAOSI_EPOLL
     bool stay = CHAOSI_LOAD(&w->p->idle) && CHAOSI_LOAD(&w->p->c->connections_now) <= (chaosi_u32)w->p->eager;
-    if (stay || w->ready) n = stay ? chaosi_recv_first(w->client, w->in, most) : recv(w->client, w->in, most, MSG_DONTWAIT);
-    w->parks = (!stay && !w->ready) || (n < 0 && chaosi_would_block());
+    bool look = stay || w->ready || w->who->armed;
+    if (look) n = stay ? chaosi_recv_first(w->client, w->in, most) : recv(w->client, w->in, most, MSG_DONTWAIT);
+    w->parks = !look || (n < 0 && chaosi_would_block());
     w->ready = false;
 #else
     chaosi_u64 deadline = chaosi_in(w->p->d.idle_timeout);
-    do chaosi_sleep_until(deadline, w->client, CHAOSI_STOP(w->p->c)[0]);
-    while (!chaosi_readable(w->client) && !chaosi_readable(CHAOSI_STOP(w->p->c)[0]) && chaosi_clock(false) < deadline);
+    while (!chaosi_readable(w->client) && !CHAOSI_SEQ(&w->p->stopping) && chaosi_clock(false) < deadline) {
+        bool told = chaosi_readable(CHAOSI_STOP(w->p->c)[0]); /* from then on `stopping` is looked at */
+        chaosi_sleep_until(told ? chaosi_min(deadline, chaosi_in(20)) : deadline, w->client, told ? -1 : CHAOSI_STOP(w->p->c)[0]);
+    }
     n = recv(w->client, w->in, most, MSG_DONTWAIT);
 #endif
     return n;
@@ -4191,7 +4201,7 @@ CHAOSI_FN void chaosi_hold(chaosi_worker *w, chaosi_u64 ns) {
     now = chaosi_clock(false);
     if (now >= deadline) CHAOSI_LATE(now - deadline);
     else if (CHAOSI_SEQ(&w->p->c->armed) && chaosi_readable(CHAOSI_STOP(w->p->c)[0]))
-        chaosi_wait(w->p->c, chaosi_min(deadline, chaosi_in(w->p->d.drain_timeout / 2)), -1);
+        chaosi_wait(w->p->c, chaosi_min(chaosi_min(deadline, chaosi_in(w->p->d.drain_timeout / 2)), CHAOSI_SEQ(&w->p->drain_end)), -1);
 }
 
 /* Reads and drops the request body, if it is short: true = the connection stays usable. */
@@ -4246,7 +4256,7 @@ CHAOSI_FN bool chaosi_hang(chaosi_worker *w) {
 CHAOSI_FN bool chaosi_inject(chaosi_worker *w) {
     bool read = w->verdict.after ? w->up.done : w->verdict.kind == CHAOS_RESET || chaosi_swallow_body(w);
     if (!read) w->close = w->lingers = true;
-    if (w->verdict.kind == CHAOS_RESET) chaosi_make_reset(w->client);
+    if (w->verdict.kind == CHAOS_RESET) w->lingers = false, chaosi_make_reset(w->client);
     if (w->verdict.kind == CHAOS_STATUS) chaosi_inject_status(w);
     return w->verdict.kind == CHAOS_STATUS && !w->close;
 }
@@ -4467,9 +4477,13 @@ CHAOSI_FN bool chaosi_relay(chaosi_worker *w, int head_len) {
     }
     w->replied = true;
     if (whole || down->cut) chaosi_count(w->p->c, CHAOSI_WORD(proxied), 1);
-    else if (!down->send_failed) chaosi_count(w->p->c, CHAOSI_WORD(upstream_errors), 1);
+    else if (!down->send_failed && !down->out_count) chaosi_count(w->p->c, CHAOSI_WORD(upstream_errors), 1);
     if (whole && w->up.done && !down->len && body != CHAOSI_BODY_CLOSE && w->reply.keep_alive) chaosi_pool_put(w);
-    if (!whole && body != CHAOSI_BODY_LENGTH && !down->chunk_out) chaosi_make_reset(w->client); /* a cut message must look cut */
+    if (!whole && body != CHAOSI_BODY_LENGTH && !down->chunk_out) { /* a cut message must look cut */
+        chaosi_make_reset(w->client);
+        w->lingers = false; /* its FIN would come first */
+    }
+    if (whole && w->close && chaosi_readable(w->client)) w->lingers = true; /* unread input: close would be an RST, and purge the reply */
     return whole && !w->close;
 }
 
@@ -4568,7 +4582,7 @@ CHAOSI_FN chaosi_client *chaosi_accept(chaosi_proxy *p) {
     socklen_t len = sizeof addr;
     chaosi_client *who = chaosi_admit(p);
     int fd = who ? accept(p->listener, (struct sockaddr *)(void *)&addr, &len) : -1;
-    bool short_of = fd < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS);
+    bool short_of = who && fd < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS);
     if (fd >= 0) {
         fcntl(fd, F_SETFD, FD_CLOEXEC);
 #ifndef __linux__
@@ -4656,9 +4670,9 @@ CHAOSI_FN bool chaosi_next_client(chaosi_worker *w) {
         }
 #else
         int n;
-        chaosi_sleep_until(chaosi_in(1000), p->listener, CHAOSI_STOP(p->c)[0]);
+        bool told = chaosi_readable(CHAOSI_STOP(p->c)[0]); /* from then on `stopping` is looked at */
+        chaosi_sleep_until(chaosi_in(told ? 20 : 1000), p->listener, told ? -1 : CHAOSI_STOP(p->c)[0]);
         n = chaosi_readable(p->listener);
-        if (chaosi_readable(CHAOSI_STOP(p->c)[0])) CHAOSI_ORDERED(&p->stopping, 1u);
         if (n && !CHAOSI_SEQ(&p->stopping) && (w->who = chaosi_accept(p)) != NULL) return true;
         if (n) chaosi_nap(20 * CHAOSI_MS); /* the connection limit */
 #endif
@@ -4752,7 +4766,7 @@ CHAOSI_FN void chaosi_shrink(chaosi_proxy *p) {
     chaosi_u32 workers = CHAOSI_LOAD(&p->workers);
     chaosi_u32 served = CHAOSI_LOAD(&p->served), active = (chaosi_u32)chaosi_active(p);
     bool fast = (chaosi_u64)(served - p->served_before) * CHAOSI_SLOW_US > (chaosi_u64)active * 1000000u;
-    if (active > (chaosi_u32)p->eager && fast && chaosi_saturated(p)) CHAOSI_STORE(&p->surplus, active - (chaosi_u32)p->eager);
+    CHAOSI_STORE(&p->surplus, active > (chaosi_u32)p->eager && fast && chaosi_saturated(p) ? active - (chaosi_u32)p->eager : 0u);
     p->served_before = served;
     if (workers > p->most_workers) p->most_workers = workers;
     if (workers > p->most_workers / 2) return;
@@ -4792,7 +4806,7 @@ static void *chaosi_worker_main(void *arg) {
         CHAOSI_ENTER(&p->idle, 1u);
         surplus = CHAOSI_LOAD(&p->surplus);
         if (!surplus || !CHAOSI_CAS(&p->surplus, &surplus, surplus - 1u)) continue;
-        CHAOSI_ENTER(&p->idle, ~0u);
+        if (CHAOSI_ENTER(&p->idle, ~0u) == 1) chaosi_want_worker(p);
         break;
     }
     p->c->desc.free(p->c->desc.alloc_user, w);
@@ -4835,6 +4849,7 @@ static void *chaosi_resolver(void *arg) {
     chaosi_u64 next = chaosi_in(CHAOSI_RESOLVE_MS);
     bool failed = false, changed;
     chaos_error err;
+    int i;
     memset(found, 0, sizeof found);
     while (!chaosi_readable(CHAOSI_STOP(p->c)[0])) {
         int n;
@@ -4846,12 +4861,17 @@ static void *chaosi_resolver(void *arg) {
         failed = !n;
         if (!n) continue;
         pthread_mutex_lock(&p->lock);
+        for (i = n - 1; i > 0 && p->preferred; i--) /* which answered stays the first */
+            if (memcmp(&found[i], &p->addresses[0], sizeof found[0]) == 0) {
+                found[i] = found[0];
+                found[0] = p->addresses[0];
+            }
         changed = n != p->address_count || memcmp(p->addresses, found, sizeof found[0] * (size_t)n) != 0;
         p->names += changed;
         memcpy(p->addresses, found, sizeof found);
         p->address_count = n;
+        while (changed && p->idle_upstreams) close(p->pool[--p->idle_upstreams].fd); /* here: nobody takes one as of the new name */
         pthread_mutex_unlock(&p->lock);
-        if (changed) chaosi_pool_trim(p, 0);
     }
     return NULL;
 }
@@ -4914,13 +4934,22 @@ CHAOSI_FN void chaosi_drain_workers(chaosi_proxy *p) {
     chaosi_u64 deadline = chaosi_in(p->d.drain_timeout);
     chaosi_u64 moment = chaosi_min(chaosi_in(CHAOSI_LEAVE_MS), chaosi_in(p->d.drain_timeout / 4));
     int i;
+    CHAOSI_ORDERED(&p->drain_end, deadline);
     CHAOSI_ORDERED(&p->leaving, 1u);
-    while (chaosi_readable(p->listener) && !CHAOSI_SEQ(&p->stopping) && chaosi_clock(false) < moment) chaosi_nap(CHAOSI_MS);
+    while (chaosi_readable(p->listener) && !CHAOSI_SEQ(&p->stopping) && chaosi_clock(false) < moment) {
+        if (!CHAOSI_SEQ(&p->idle)) chaosi_grow(p);
+        else chaosi_nap(CHAOSI_MS);
+    }
 #ifdef CHAOSI_EPOLL
     epoll_ctl(p->ready, EPOLL_CTL_DEL, p->listener, NULL);
 #endif
     shutdown(p->listener, SHUT_RDWR);
-    while (CHAOSI_LOAD(&p->c->connections_now) && chaosi_clock(false) < moment) chaosi_nap(CHAOSI_MS);
+    for (;;) { /* whoever has asked already is served, for that workers still grow */
+        bool asked = p->ready >= 0 && chaosi_readable(p->ready);
+        if (!CHAOSI_LOAD(&p->c->connections_now) || chaosi_clock(false) >= (asked ? deadline : moment)) break;
+        if (asked && !CHAOSI_SEQ(&p->idle)) chaosi_grow(p);
+        else chaosi_nap(CHAOSI_MS);
+    }
     chaosi_watch(p, true, CHAOSI_STOP(p->c)[0], p, true); /* wakes the workers, all of them */
     CHAOSI_ORDERED(&p->stopping, 1u);
     chaosi_sweep(p, 0);
@@ -4983,6 +5012,7 @@ CHAOSI_FN chaos_result chaosi_proxy_run(chaos *c, const chaos_proxy_desc *d, cha
     p->c = c;
     p->d = full;
     p->listener = p->ready = -1;
+    p->drain_end = CHAOSI_NEVER;
     p->clients = (chaosi_client *)(void *)((char *)p + self);
     p->pool = (chaosi_idle *)(void *)(p->clients + most);
     pthread_mutex_init(&p->lock, NULL);

@@ -191,6 +191,31 @@ static void case_addresses_are_tried_in_order(void) {
     peer_upstream_stop(second);
 }
 
+/* The one that answered stays the first, whatever order the resolver prefers. */
+static void case_address_that_answers_is_kept_first(void) {
+    int dead = peer_dead_port(), on = 1, other = socket(AF_INET, SOCK_STREAM, 0);
+    struct sockaddr_in a;
+    peer_message m = no_message();
+    peer_rig rig;
+    start_named(&rig, 0);
+    lives_at(2, dead, rig.up->port, 0);
+    until_it_looks_up();
+    CHECK_INT(peer_get(PORT(&rig), "/length/5", &m), 200);
+    memset(&a, 0, sizeof a);
+    a.sin_family = AF_INET;
+    a.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    a.sin_port = htons((unsigned short)dead);
+    setsockopt(other, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    CHECK(bind(other, (struct sockaddr *)(void *)&a, sizeof a) == 0 && listen(other, 8) == 0);
+    until_it_looks_up();
+    peer_nap(20);
+    CHECK_INT(peer_get(PORT(&rig), "/length/5", &m), 200);
+    CHECK(!chaosi_readable(other)); /* it would be dialled now */
+    close(other);
+    peer_message_free(&m);
+    peer_rig_stop(&rig);
+}
+
 static void case_slow_resolver_delays_no_request(void) {
     peer_message m = no_message();
     long long start;
@@ -345,6 +370,7 @@ int main(int argc, char **argv) {
     CHECK_RUN(case_name_that_moves_is_followed);
     CHECK_RUN(case_last_address_is_kept_while_the_resolver_fails);
     CHECK_RUN(case_addresses_are_tried_in_order);
+    CHECK_RUN(case_address_that_answers_is_kept_first);
     CHECK_RUN(case_slow_resolver_delays_no_request);
     CHECK_RUN(case_addresses_need_no_resolver);
     CHECK_RUN(case_refusals_are_all_counted_and_logged_once_a_minute);

@@ -78,7 +78,7 @@ static void case_full_house_waits_and_costs_nothing(void) {
     waited = peer_ms() - since;
     check_where("waited %lld ms, counted %llu", waited, peer_report(&rig).capped_ms);
     CHECK(!PARKS || peer_report(&rig).capped_ms >= 170);
-    CHECK( (long long)peer_report(&rig).capped_ms <= waited + 50);
+    CHECK((long long)peer_report(&rig).capped_ms <= waited + 50);
     CHECK_INT(peer_report(&rig).connections, HOUSE + 2);
     hang_up_all(in + 2, HOUSE - 2);
     hang_up_all(out, 2);
@@ -122,7 +122,7 @@ static void case_capped_time_begins_with_the_queue(void) {
     waited = peer_ms() - since;
     check_where("waited %lld ms, counted %llu", waited, peer_report(&rig).capped_ms);
     CHECK(!PARKS || peer_report(&rig).capped_ms >= 60);
-    CHECK( (long long)peer_report(&rig).capped_ms <= waited + 50);
+    CHECK((long long)peer_report(&rig).capped_ms <= waited + 50);
     peer_hang_up(&in[1]);
     peer_hang_up(&out);
     peer_rig_stop(&rig);
@@ -270,14 +270,34 @@ static void check_behind_body(peer_conn *c, bool chunked, size_t n, int status) 
     peer_message_free(&m);
 }
 
-static void case_requests_behind_a_body_are_not_forgotten(void) {
+/* More connections than a worker waits for in its own: then it looks no further than it must. */
+typedef struct others {
+    peer_conn *c;
+    int n;
+} others;
+static others others_enter(peer_rig *rig, bool many) {
+    others o;
+    o.n = many ? SPARE + 2 : 0;
+    o.c = (peer_conn *)calloc((size_t)SPARE + 2, sizeof *o.c);
+    if (!o.c) abort();
+    dial_and_ask(rig, o.c, o.n);
+    return o;
+}
+static void others_leave(others o) {
+    hang_up_all(o.c, o.n);
+    free(o.c);
+}
+
+static void check_behind_bodies(bool many) {
     static const size_t sizes[] = {1, 5000, 16300, 17000, 20000, 40000, 60000, 65536, 65537, 100000};
     static const char *const configs[] = {
         "{}", "{\"enabled\":true,\"errorRate\":100,\"match\":{\"methods\":[\"POST\"]},\"expiresAt\":\"never\"}"};
     size_t i, mode, chunked;
     for (mode = 0; mode < 2; mode++) {
+        others o;
         peer_rig rig;
         peer_rig_start(&rig, configs[mode], NULL);
+        o = others_enter(&rig, many);
         for (i = 0; i < sizeof sizes / sizeof *sizes && !check_state.bad; i++)
             for (chunked = 0; chunked < 2 && !check_state.bad; chunked++) {
                 peer_conn c;
@@ -288,12 +308,18 @@ static void case_requests_behind_a_body_are_not_forgotten(void) {
                 check_behind_body(&c, chunked != 0, sizes[i], mode ? 503 : 200);
                 peer_hang_up(&c);
             }
+        others_leave(o);
         peer_rig_stop(&rig);
     }
 }
+static void case_requests_behind_a_body_are_not_forgotten(void) {
+    check_behind_bodies(false);
+    check_behind_bodies(true);
+}
 
 /* What one read takes ends exactly between two requests: the rest is still to be read. */
-static void case_requests_behind_a_full_buffer_are_not_forgotten(void) {
+static void check_behind_full_buffer(bool many) {
+    others o;
     chaos_proxy_desc d = no_desc();
     peer_bytes out = {NULL, 0, 0};
     peer_rig rig;
@@ -301,6 +327,7 @@ static void case_requests_behind_a_full_buffer_are_not_forgotten(void) {
     int i;
     d.head_limit = 1024;
     peer_rig_start(&rig, "{}", &d);
+    o = others_enter(&rig, many);
     dial_and_ask(&rig, &c, 1);
     peer_nap(5);
     for (i = 1; i <= 8; i++) {
@@ -318,7 +345,33 @@ static void case_requests_behind_a_full_buffer_are_not_forgotten(void) {
     }
     peer_hang_up(&c);
     peer_free(&out);
+    others_leave(o);
     peer_rig_stop(&rig);
+}
+static void case_requests_behind_a_full_buffer_are_not_forgotten(void) {
+    check_behind_full_buffer(false);
+    check_behind_full_buffer(true);
+}
+
+/* The end of a client's sending that came with its request: it gets its reply, and the connection ends at once. */
+static void case_end_behind_a_request_is_not_forgotten(void) {
+    int round;
+    for (round = 0; round < 40 && !check_state.bad; round++) {
+        peer_rig rig;
+        peer_conn c;
+        others o;
+        peer_rig_start(&rig, "{}", NULL);
+        o = others_enter(&rig, round % 2 != 0);
+        dial_and_ask(&rig, &c, 1);
+        peer_nap(5);
+        CHECK(peer_sends(c.fd, GET("/length/9")));
+        shutdown(c.fd, SHUT_WR);
+        check_reply(&c, 9);
+        CHECK(peer_closes(&c, 2000));
+        peer_hang_up(&c);
+        others_leave(o);
+        peer_rig_stop(&rig);
+    }
 }
 
 typedef struct eager {
@@ -559,6 +612,7 @@ int main(int argc, char **argv) {
     CHECK_RUN(case_pipelining_cut_at_every_byte);
     CHECK_RUN(case_requests_behind_a_body_are_not_forgotten);
     CHECK_RUN(case_requests_behind_a_full_buffer_are_not_forgotten);
+    CHECK_RUN(case_end_behind_a_request_is_not_forgotten);
     CHECK_RUN(case_next_request_while_the_reply_is_sent);
     CHECK_RUN(case_workers_come_when_needed_and_go);
     CHECK_RUN(case_without_new_workers_requests_wait);

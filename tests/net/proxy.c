@@ -1431,11 +1431,9 @@ static void case_stop_drains_what_is_in_progress(void) {
     PEER_UNTIL(peer_report(&rig).connections_now == 4, PEER_MS);
     start = peer_ms();
     chaos_proxy_stop(rig.c);
-#ifdef CHAOSI_EPOLL /* without, an idle connection closes at once */
     CHECK(peer_silent(&idle, 100));
     CHECK_INT(peer_ask(&idle, &m, GET("/slow/0")), 200); /* it was on its way when the stop came */
     PEER_FIELD(&m.head, "Connection", "close");
-#endif
     CHECK(peer_closes(&idle, 150));
     fd = peer_connect(PORT(&rig)); /* nobody listens any more */
     CHECK(fd < 0);
@@ -1455,6 +1453,60 @@ static void case_stop_drains_what_is_in_progress(void) {
     peer_hang_up(&slow);
     peer_hang_up(&idle);
     peer_hang_up(&fresh);
+    peer_message_free(&m);
+    peer_rig_stop(&rig);
+}
+
+/* Far more than there are workers for, each with a slow request, in progress, parked or in the backlog when the stop comes. */
+#define ASKED 100
+static void case_stop_serves_all_who_have_asked(void) {
+    peer_message m = no_message();
+    peer_conn c[ASKED];
+    peer_rig rig;
+    int i;
+    peer_rig_start(&rig, "{}", NULL);
+    for (i = 0; i < ASKED; i++) {
+        peer_dial(&c[i], PORT(&rig));
+        CHECK(peer_sends(c[i].fd, GET("/slow/400")));
+    }
+    chaos_proxy_stop(rig.c);
+    for (i = 0; i < ASKED; i++) {
+        check_where("client %d", i);
+        CHECK_INT(peer_read_reply(&c[i], &m, "GET"), PEER_WHOLE);
+        CHECK_STR(peer_text(&m.body), "slow");
+        peer_hang_up(&c[i]);
+    }
+    peer_proxy_join(&rig.proxy, PEER_MS);
+    rig.proxy.port = 0; /* joined */
+    peer_message_free(&m);
+    peer_rig_stop(&rig);
+}
+
+/* A close with unread input would be a reset, which destroys what the client has not read yet. */
+static void case_input_behind_the_last_request_costs_no_reply(void) {
+    static const char *const last[] = {
+        "GET /length/400000 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+        "POST /length/400000 HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 1\r\n\r\nx",
+        "GET /length/400000 HTTP/1.0\r\nHost: a\r\n\r\n",
+    };
+    peer_message m = no_message();
+    size_t i;
+    peer_rig rig;
+    peer_rig_start(&rig, DELAY_200, NULL); /* so that it comes before the reply does */
+    for (i = 0; i < sizeof last / sizeof *last; i++) {
+        const int small = 20000;
+        peer_conn c;
+        check_where("%s", last[i]);
+        peer_dial(&c, PORT(&rig));
+        setsockopt(c.fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
+        CHECK(peer_sends(c.fd, last[i]));
+        peer_nap(20);
+        CHECK(peer_sends(c.fd, "\r\n" GET("/length/1"))); /* nobody will read that */
+        peer_nap(400);
+        CHECK_INT(peer_read_reply(&c, &m, "GET"), PEER_WHOLE);
+        CHECK(peer_is_pattern(&m.body, 400000));
+        peer_hang_up(&c);
+    }
     peer_message_free(&m);
     peer_rig_stop(&rig);
 }
@@ -1612,6 +1664,8 @@ int main(int argc, char **argv) {
     CHECK_RUN(case_bad_descs_are_named);
     CHECK_RUN(case_one_run_at_a_time);
     CHECK_RUN(case_stop_drains_what_is_in_progress);
+    CHECK_RUN(case_stop_serves_all_who_have_asked);
+    CHECK_RUN(case_input_behind_the_last_request_costs_no_reply);
     CHECK_RUN(case_forced_end_after_the_drain_time);
     CHECK_RUN(case_stop_before_run_is_not_lost);
     CHECK_RUN(case_no_descriptor_or_thread_is_left);
