@@ -2370,12 +2370,12 @@ CHAOSI_FN void *chaosi_refresher(void *arg) {
 }
 
 /* Starts a thread with every signal blocked: handlers of the program must not run on our stacks. */
-CHAOSI_FN bool chaosi_thread(pthread_t *t, void *(*fn)(void *), void *arg) {
+CHAOSI_FN bool chaosi_thread_of(pthread_t *t, size_t stack, void *(*fn)(void *), void *arg) {
     pthread_attr_t attr;
     sigset_t all, old;
     int r;
     if (pthread_attr_init(&attr) != 0) return false;
-    pthread_attr_setstacksize(&attr, 256 * 1024);
+    pthread_attr_setstacksize(&attr, stack);
     sigfillset(&all);
     pthread_sigmask(SIG_BLOCK, &all, &old);
     r = pthread_create(t, &attr, fn, arg);
@@ -2383,6 +2383,8 @@ CHAOSI_FN bool chaosi_thread(pthread_t *t, void *(*fn)(void *), void *arg) {
     pthread_attr_destroy(&attr);
     return r == 0;
 }
+
+CHAOSI_FN bool chaosi_thread(pthread_t *t, void *(*fn)(void *), void *arg) { return chaosi_thread_of(t, 256 * 1024, fn, arg); }
 #endif
 
 #ifndef CHAOS_NO_NET
@@ -2662,6 +2664,7 @@ typedef struct chaosi_chunked {
     chaosi_u64 left;                  /* of this chunk */
     size_t extra;                     /* bytes of extensions so far */
     size_t line, text_len;            /* the line being read starts at text[line] */
+    bool blind;                       /* trailers are not kept, so they may be of any length */
     char text[CHAOSI_CHUNK_TEXT_MAX]; /* that line, or all trailers; last, so that a start need not clear it */
 } chaosi_chunked;
 
@@ -2673,6 +2676,7 @@ CHAOSI_FN chaosi_chunk chaosi_chunk_line(chaosi_chunked *d) {
     if (chaosi_line_at(d->text, d->text_len, d->line, &line) != 1 || !chaosi_is_value(line)) return CHAOSI_UNCHUNKED;
     if (d->state == CHAOSI_IN_TRAILER && line.len) {
         colon = (const char *)memchr(line.at, ':', line.len);
+        if (d->blind) d->text_len = d->line;
         d->line = d->text_len;
         return colon && chaosi_is_token(chaosi_of(line.at, (size_t)(colon - line.at))) ? CHAOSI_IN_TRAILER : CHAOSI_UNCHUNKED;
     }
@@ -2700,6 +2704,9 @@ CHAOSI_FN int chaosi_chunked_feed(chaosi_chunked *d, char *buf, size_t len, size
             i += piece;
             d->left -= piece;
             if (!d->left) d->state = CHAOSI_AFTER_DATA;
+        } else if (d->blind && d->state == CHAOSI_IN_TRAILER && !cr && d->text_len >= CHAOSI_CHUNK_TEXT_MAX - 2 && buf[i] != '\r' &&
+                   buf[i] != '\n') {
+            i++; /* of a long line its beginning tells */
         } else if (d->text_len == CHAOSI_CHUNK_TEXT_MAX || (cr && buf[i] != '\n') ||
                    (d->state == CHAOSI_AFTER_DATA && !cr && buf[i] != '\r')) {
             d->state = CHAOSI_UNCHUNKED;
@@ -5045,6 +5052,7 @@ CHAOSI_FN chaos_result chaosi_proxy_run(chaos *c, const chaos_proxy_desc *d, cha
 #define CHAOSI_POST_MS       60000 /* for an answer of the Runtime API */
 #define CHAOSI_INJECTED_TYPE "Function.ChaosInjected"
 #define CHAOSI_LOOPS_MAX     64
+#define CHAOSI_LOOP_STACK    (8u << 20) /* a handler runs there: as on the main thread; pages that are not used cost nothing */
 #define CHAOSI_MESSAGE_MAX   400
 #define CHAOSI_ERROR_MAX     (6 * CHAOSI_MESSAGE_MAX + 200)
 
@@ -5077,13 +5085,16 @@ enum chaosi_member {
     CHAOSI_M_SOURCE,
     CHAOSI_M_DELIVERY,
     CHAOSI_M_LOGS,
+    CHAOSI_M_ALARM,
+    CHAOSI_M_DESTINATION,
     CHAOSI_M_SPARED, /* from here: somebody's control plane */
-    CHAOSI_M_COUNT = CHAOSI_M_SPARED + 10
+    CHAOSI_M_COUNT = CHAOSI_M_SPARED + 12
 };
 static const char chaosi_members[] = /* in this order */
     "requestContext,version,httpMethod,rawPath,path,headers,multiValueHeaders,Records,detail-type,eventSource,deliveryStreamArn,awslogs,"
+    "alarmArn,requestPayload,"
     "methodArn,routeArn,ResponseURL,CodePipeline.job,LifecycleEventHookExecutionId,triggerSource,authorizationToken,protocolData,"
-    "invokingEvent,ClientRequestToken";
+    "invokingEvent,ClientRequestToken,transformId,hookTypeName";
 
 typedef struct chaosi_invocation {
     chaosi_span member[CHAOSI_M_COUNT]; /* JSON of the value; at NULL = not there */
@@ -5157,7 +5168,8 @@ CHAOSI_FN chaosi_shape chaosi_shape_of(const chaosi_invocation *e) {
     if (chaosi_within(context, "http").at && strcmp(version, "2.0") == 0) return CHAOSI_EV_HTTP2;
     if (chaosi_within(context, "connectionId").at && chaosi_within(context, "eventType").at) return CHAOSI_EV_SOCKET;
     if (context.at && m[CHAOSI_M_METHOD].at) return CHAOSI_EV_REST;
-    if (m[CHAOSI_M_DETAIL_TYPE].at || m[CHAOSI_M_LOGS].at) return CHAOSI_EV_ASYNC;
+    if (m[CHAOSI_M_DETAIL_TYPE].at || m[CHAOSI_M_LOGS].at || m[CHAOSI_M_ALARM].at) return CHAOSI_EV_ASYNC;
+    if (context.at && m[CHAOSI_M_DESTINATION].at) return CHAOSI_EV_ASYNC; /* of another function */
     return chaosi_record_shape(e);
 }
 
@@ -5232,9 +5244,12 @@ CHAOSI_FN void chaosi_lambda_wait(chaos *c, unsigned us) {
         CHAOSI_LOCK(&c->lock);
         most = chaosi_less(c->next_fetch, chaosi_now(c, false));
         CHAOSI_UNLOCK(&c->lock);
-        if (!c->source.fetched || c->has_refresher) most = CHAOSI_NEVER;
+        /* A look that the end would cut short is left to the next invocation: it would count as a failed fetch. */
+        if (!c->source.fetched || c->has_refresher ||
+            chaosi_later(most, CHAOSI_REFRESH_MS * CHAOSI_MS) > chaosi_less(end, chaosi_clock(false)))
+            most = CHAOSI_NEVER;
         chaosi_wait(c, chaosi_min(end, chaosi_later(chaosi_clock(false), most)), -1);
-        if (chaosi_clock(false) < end) chaosi_refresh_due(c, chaosi_less(end, chaosi_clock(false)));
+        if (most != CHAOSI_NEVER) chaosi_refresh_due(c, chaosi_less(end, chaosi_clock(false)));
     }
 }
 
@@ -5308,6 +5323,13 @@ CHAOSI_FN void chaosi_lambda_decide(chaos *c, const chaos_lambda_event *in, chao
     out->len = chaosi_put_lambda_reply(c, &out->verdict, e.shape, buf, cap);
 }
 
+/* Is a fault that waits for the handler's reply still wanted? Not when chaos went off or came to its end meanwhile. */
+CHAOSI_FN bool chaosi_stays(chaos *c) {
+    chaosi_notice(c, true);
+    if (!CHAOSI_SEQ(&c->armed)) chaosi_count(c, CHAOSI_WORD(skipped), 1);
+    return CHAOSI_SEQ(&c->armed) != 0;
+}
+
 /* -- the runtime -- */
 typedef struct chaosi_loop {
     chaos *c;
@@ -5322,6 +5344,7 @@ typedef struct chaosi_loop {
     int fd;           /* -1 = not connected */
     char *in, *out;   /* CHAOSI_EVENT_MAX, CHAOSI_REPLY_MAX */
     char small[4096]; /* heads, and answers of the API */
+    char trace[1024]; /* in the environment, with one loop */
     chaos_error err;
 } chaosi_loop;
 
@@ -5489,7 +5512,7 @@ CHAOSI_FN void chaosi_lambda_fail(chaos_lambda_reply *r, const char *type, const
 }
 
 CHAOSI_FN chaos_result chaosi_lambda_write(chaos_lambda_reply *r, const char *data, size_t len) {
-    if (r->discard || (r->failed && !r->streams)) return CHAOS_OK;
+    if ((r->discard && r->streams) || (r->failed && !r->streams)) return CHAOS_OK;
     if (r->streams) {
         chaosi_stream_piece(r, data, len);
         return r->broken ? CHAOS_ERR_UNREACHABLE : CHAOS_OK;
@@ -5511,6 +5534,7 @@ CHAOSI_FN chaos_result chaosi_lambda_stream(chaos_lambda_reply *r, const char *t
     if (prelude) type = "application/vnd.awslambda.http-integration-response";
     if (!type) type = "application/octet-stream";
     if (r->streams || r->len || strlen(type) > 128 || !chaosi_is_value(chaosi_str(type))) return CHAOS_ERR_ARGUMENT;
+    r->discard = r->discard && chaosi_stays(l->c);
     r->streams = r->discard || chaosi_dial_api(l) == NULL;
     if (r->discard || !r->streams) return r->discard ? CHAOS_OK : CHAOS_ERR_UNREACHABLE;
     snprintf(path, sizeof path, "invocation/%.128s/response", r->id);
@@ -5539,6 +5563,7 @@ CHAOSI_FN bool chaosi_invoke(chaosi_loop *l, const chaos_lambda_event *e) {
     start = chaosi_clock(false);
     r.discard = gate.replaced;
     if (gate.run) problem = l->handler(l->user, e, &r);
+    if (gate.run && gate.replaced) gate.replaced = r.discard && (r.streams || chaosi_stays(l->c));
     if (problem && !r.failed) chaosi_lambda_fail(&r, "Function.HandlerFailed", "the handler failed");
     if (gate.run) chaosi_count_outcome(l->c, r.failed ? 500 : 200, (chaosi_clock(false) - start) / 1000);
     if (gate.verdict.ticket) chaosi_give_ticket(l->c, gate.verdict.ticket);
@@ -5617,12 +5642,23 @@ CHAOSI_FN void chaosi_end_loops(chaosi_loop *l) {
     CHAOSI_UNLOCK(&l->c->lock);
 }
 
+#ifndef __cplusplus
+extern int putenv(char *string); /* which _POSIX_C_SOURCE hides */
+#endif
+
+/* glibc keeps every value that setenv was ever given; this one is ours, and written over. */
+CHAOSI_FN void chaosi_set_trace(chaosi_loop *l, const char *id) {
+    int n = snprintf(l->trace, sizeof l->trace, "_X_AMZN_TRACE_ID=%s", id);
+    if (n > 0 && (size_t)n < sizeof l->trace) putenv(l->trace);
+    else setenv("_X_AMZN_TRACE_ID", id, 1);
+}
+
 static void *chaosi_loop_main(void *arg) {
     chaosi_loop *l = (chaosi_loop *)arg;
     chaos_lambda_event e;
     chaosi_got a;
     while (chaosi_next_event(l, &a, &e)) {
-        if (l->count == 1) setenv("_X_AMZN_TRACE_ID", e.trace_id, 1); /* parallel loops cannot: the environment is everybody's */
+        if (l->count == 1) chaosi_set_trace(l, e.trace_id); /* parallel loops cannot: the environment is everybody's */
         if (!chaosi_invoke(l, &e)) break;
     }
     chaosi_end_loops(l);
@@ -5654,7 +5690,7 @@ CHAOSI_FN void chaosi_run_loops(chaosi_loop **loops, int count) {
 #ifdef CHAOSI_THREADS
     pthread_t threads[CHAOSI_LOOPS_MAX];
     int started = 1, i;
-    while (started < count && chaosi_thread(&threads[started], chaosi_loop_main, loops[started])) started++;
+    while (started < count && chaosi_thread_of(&threads[started], CHAOSI_LOOP_STACK, chaosi_loop_main, loops[started])) started++;
     chaosi_loop_main(loops[0]);
     for (i = 1; i < started; i++) pthread_join(threads[i], NULL);
 #else
@@ -5697,6 +5733,7 @@ CHAOSI_FN chaos_result chaosi_lambda_run(chaos *c, chaos_lambda_handler fn, void
     if (!made) return CHAOS_ERR_MEMORY;
     chaosi_run_loops(loops, made);
     *err = loops[over - 1]->err;
+    if (model.count == 1) unsetenv("_X_AMZN_TRACE_ID");
     while (made-- > 0) c->desc.free(c->desc.alloc_user, loops[made]);
     return err->code;
 }

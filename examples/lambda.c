@@ -2,8 +2,8 @@
 
    Build:  make lambda            (build/lambda/ARCH/bootstrap, one static file, and chaos-example-ARCH.zip)
    Setup:  CHAOS_CONFIG=ssm:/team/stage/chaos, with AWS's parameters extension as a layer; CHAOS_EMF=1 for metrics
-   Try:    an HTTP event ({"requestContext":{"http":..},"version":"2.0",..}) is answered with its method and path; any other
-           event comes back as it was; {"stream": true} streams, {"fail": true} fails.
+   Try:    an HTTP event ({"requestContext":{"http":..},"version":"2.0",..}) is answered with a greeting; any other event
+           comes back as it was; {"stream": true} streams, {"fail": true} fails.
 
    Exit code: 1 = the Runtime API is lost or is not there. */
 #define CHAOS_IMPLEMENTATION

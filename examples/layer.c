@@ -23,7 +23,7 @@
 #include <sys/prctl.h>
 #endif
 
-#define BUFFER   32768 /* of each direction; the longest head that is understood */
+#define BUFFER   98304 /* of each direction; the longest head that is understood */
 #define CALL_MAX 4096  /* bytes of a call to invocation/next */
 #define FAULTS   1024  /* invocations that the runtime works on, with a fault each */
 
@@ -141,7 +141,7 @@ static bool push(flow *f, int to) {
 
 /* This connection is not understood from here on: bytes both ways. */
 static void give_up(connection *k) {
-    static const char why[] = "a request that is not HTTP/1 as it should be, or a head over 32 KiB: no faults on this connection";
+    static const char why[] = "a request that is not HTTP/1 as it should be, or a head over 96 KiB: no faults on this connection";
     pthread_once(&layer.opened, open_chaos);
     if (layer.chaos) chaosi_note(layer.chaos, "unread", "from", "the runtime", why);
     k->tunnel = true;
@@ -171,6 +171,7 @@ static void begin_body(connection *k) {
     k->chunked = k->got.head.chunked;
     k->left = k->got.head.length;
     memset(&k->chunks, 0, offsetof(chaosi_chunked, text));
+    k->chunks.blind = true; /* an error's body in a trailer of a stream has the size it has */
 }
 
 /* -- upstream -- */
@@ -288,7 +289,9 @@ static bool take_event(connection *k) {
     chaos_lambda_event event;
     fault *f;
     k->asked = false;
-    if (k->got.head.status != 200 || !chaosi_is_token(id) || id.len >= sizeof f->id || !is_on()) return true;
+    if (k->got.head.status != 200 || !chaosi_is_token(id) || id.len >= sizeof f->id) return true;
+    settle(claim(id), 0); /* of an earlier attempt, whose result was not seen */
+    if (!is_on()) return true;
     f = read_event(k, &body) ? (fault *)malloc(sizeof *f) : NULL;
     if (!f) return pass(k);
     chaosi_describe(&k->got, body, &event); /* nothing is read there before the event is dealt with */
@@ -355,7 +358,7 @@ static bool take_request(connection *k) {
     }
     k->status = result_of(h, &id);
     if (k->status) k->fault = claim(id);
-    if (k->fault && k->fault->action.replaced) return replace(k);
+    if (k->fault && k->fault->action.replaced && chaosi_stays(layer.chaos)) return replace(k);
     begin_body(k);
     k->up.cleared = k->head_len;
     k->tunnel = h->tunnel;

@@ -335,6 +335,7 @@ static void case_an_event_as_the_handler_sees_it(void) {
 typedef struct script {
     int step;
     chaos_result got[8];
+    chaos *c;
 } script;
 
 static int write_pieces(void *user, const chaos_lambda_event *e, chaos_lambda_reply *reply) {
@@ -637,6 +638,38 @@ static void case_a_reply_that_is_replaced(void) {
     }
 }
 
+static int off_then_answer(void *user, const chaos_lambda_event *e, chaos_lambda_reply *reply) {
+    script *s = (script *)user;
+    (void)e;
+    s->step++;
+    chaos_off(s->c);
+    if (s->got[7]) CHECK_INT(chaos_lambda_stream(reply, "text/plain", NULL), CHAOS_OK);
+    return chaos_lambda_write(reply, "real", 4) != CHAOS_OK;
+}
+
+/* A fault that waits for the handler is no longer wanted when chaos ends meanwhile: the real reply goes out. */
+static void case_off_while_the_handler_runs(void) {
+    int streamed;
+    for (streamed = 0; streamed < 2; streamed++) {
+        chaos *c = open_config("{\"enabled\":true,\"errorRate\":100,\"errorWhen\":\"after\"}");
+        script s;
+        const post *p;
+        api a;
+        memset(&s, 0, sizeof s);
+        s.c = c;
+        s.got[7] = streamed ? CHAOS_ERR_ARGUMENT : CHAOS_OK;
+        check_where("%s", streamed ? "streamed" : "written");
+        api_start(&a, NULL, 1);
+        run(&a, c, off_then_answer, &s, 1);
+        CHECK_INT(s.step, 1);
+        p = answer(&a, 0);
+        CHECK(p && !is_error(p) && p->m.chunked == (streamed != 0));
+        if (p) CHECK_STR(peer_text(&p->m.body), "real");
+        chaos_close(c);
+        api_stop(&a);
+    }
+}
+
 static chaos_lambda_event event_of(const char *body) {
     chaos_lambda_event e;
     memset(&e, 0, sizeof e);
@@ -851,6 +884,40 @@ static int short_work(void *user, const chaos_lambda_event *e, chaos_lambda_repl
     if (strcmp(e->request_id, "id-3") == 0) chaos_lambda_fail(reply, "Function.Third", e->request_id);
     CHECK_STR(getenv("_X_AMZN_TRACE_ID"), "as it was");
     return chaos_lambda_write(reply, e->request_id, strlen(e->request_id)) != CHAOS_OK;
+}
+
+static int deep_handler(void *user, const chaos_lambda_event *e, chaos_lambda_reply *reply) {
+    volatile char large[1 << 20]; /* as a handler may have that ran on the main thread before */
+    size_t i;
+    (void)e;
+    for (i = 0; i < sizeof large; i += 1024) large[i] = 1;
+    PEER_ADD((int *)user, large[0]);
+    return chaos_lambda_write(reply, "{}", 2) != CHAOS_OK;
+}
+
+static void case_every_loop_has_a_large_stack(void) {
+    chaos *c = open_config(OFF);
+    int calls = 0;
+    api a;
+    api_start(&a, NULL, 40);
+    run(&a, c, deep_handler, &calls, 4);
+    CHECK_INT(calls, 40);
+    chaos_close(c);
+    api_stop(&a);
+}
+
+static void case_trace_ids_are_not_kept(void) {
+    static chaosi_loop l;
+    char id[64];
+    long before = peer_resident_kib();
+    int i;
+    for (i = 0; i < 50000; i++) {
+        snprintf(id, sizeof id, "Root=1-5759e988-bd862e3fe1be46a994272793;n=%d", i);
+        chaosi_set_trace(&l, id);
+    }
+    CHECK_STR(getenv("_X_AMZN_TRACE_ID"), id);
+    CHECK(peer_resident_kib() - before < 1000);
+    unsetenv("_X_AMZN_TRACE_ID");
 }
 
 static void case_loops_in_parallel(void) {
@@ -1079,6 +1146,7 @@ int main(int argc, char **argv) {
     CHECK_RUN(case_streams);
     CHECK_RUN(case_a_stream_that_is_cut);
     CHECK_RUN(case_a_reply_that_is_replaced);
+    CHECK_RUN(case_off_while_the_handler_runs);
     CHECK_RUN(case_decide_tells_what_to_do);
     CHECK_RUN(case_decide_gives_a_place_to_give_back);
     CHECK_RUN(case_the_request_id_is_no_key);
@@ -1087,6 +1155,8 @@ int main(int argc, char **argv) {
     CHECK_RUN(case_a_long_delay_looks_at_the_config);
     CHECK_RUN(case_a_long_delay_ends_when_chaos_does);
     CHECK_RUN(case_next_has_no_deadline);
+    CHECK_RUN(case_every_loop_has_a_large_stack);
+    CHECK_RUN(case_trace_ids_are_not_kept);
     CHECK_RUN(case_loops_in_parallel);
     CHECK_RUN(case_a_loop_that_ends_ends_all);
     CHECK_RUN(case_heartbeats_and_summaries);

@@ -45,6 +45,16 @@ static inline void peer_watchdog(unsigned seconds) { alarm(seconds); }
 #define PEER_STORE(p, v) __atomic_store_n(p, v, __ATOMIC_SEQ_CST)
 #define PEER_ADD(p, v)   __atomic_add_fetch(p, v, __ATOMIC_SEQ_CST)
 
+static inline long peer_resident_kib(void) {
+    char line[256];
+    long kib = -1;
+    FILE *f = fopen("/proc/self/status", "r");
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "VmRSS: %ld", &kib) == 1) break;
+    if (f) fclose(f);
+    return kib;
+}
+
 /* ---- what this process holds: to see leaks ---- */
 static inline int peer_count_dir(const char *path) {
     DIR *d = opendir(path);

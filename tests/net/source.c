@@ -657,16 +657,6 @@ static void *look_at_flips(void *arg) {
     return NULL;
 }
 
-static long resident_kib(void) {
-    char line[256];
-    long kib = -1;
-    FILE *f = fopen("/proc/self/status", "r");
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "VmRSS: %ld", &kib) == 1) break;
-    if (f) fclose(f);
-    return kib;
-}
-
 static int allocations;
 static void *counted_alloc(void *user, size_t size) {
     (void)user;
@@ -710,13 +700,13 @@ static void case_a_day_of_changes_leaks_nothing(void) {
     for (i = 2; i <= DAY; i++) {
         peer_source_set(&s, texts[i % 2], CHAOS_OK);
         if (chaos_refresh(f.c, NULL) != CHAOS_OK) CHECK_INT(i, -1);
-        if (i == 1000) start = resident_kib();
+        if (i == 1000) start = peer_resident_kib();
     }
     CHECK_INT(report_of(f.c).config_changes, DAY);
     CHECK_INT(report_of(f.c).version, DAY);
     CHECK_INT(PEER_LOAD(&allocations), before);
-    check_where("resident %ld KiB, then %ld KiB", start, resident_kib());
-    CHECK(start > 0 && resident_kib() - start < 1024);
+    check_where("resident %ld KiB, then %ld KiB", start, peer_resident_kib());
+    CHECK(start > 0 && peer_resident_kib() - start < 1024);
     PEER_UNTIL(PEER_LOAD(&f.looks) > 100, PEER_MS);
     PEER_STORE(&f.stop, 1);
     pthread_join(reader, NULL);

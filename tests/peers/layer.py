@@ -781,6 +781,57 @@ def after_the_handler():
 
 
 @case
+def after_when_chaos_has_ended():
+    """A fault that waits for the handler's result is not wanted when chaos ends meanwhile; nor by a later attempt with the same id."""
+    api = Api()
+
+    def soon():
+        return AFTER | {"expiresAt": int(time.time()) + 2}
+    p = Layer(api, soon())
+    c = Client(p.port)
+    event = api.put(http_event("/x"))
+    c.next()
+    time.sleep(2.2)  # the handler works beyond the end
+    c.answer(event.id, b"mine")
+    assert event.result()[2] == b"mine", event.result()
+    p.stop()
+    p = Layer(api, soon())
+    c = Client(p.port)
+    first = api.put(id="again")
+    c.next()
+    c.call(post("invocation/again/error", b"{}", "Lambda-Runtime-Function-XRay-Error-Cause: " + "x" * 120000 + "\r\n"))  # not understood
+    assert first.result()[2] == b"{}"
+    time.sleep(2.2)
+    c = Client(p.port)
+    second = api.put(id="again")
+    c.next()
+    c.answer(second.id, b"success")
+    assert second.result()[2] == b"success", second.result()
+    p.stop()
+    api.close()
+
+
+@case
+def long_trailers():
+    """Node's client puts a whole error with its stack into a trailer, in base64."""
+    trailers = b"Lambda-Runtime-Function-Error-Type: Error\r\nLambda-Runtime-Function-Error-Body: " + b"YWJj" * 5000 + b"\r\n"
+    for config in (AFTER, {"enabled": True, "latency": 1}):
+        api = Api()
+        p = Layer(api, config)
+        c = Client(p.port)
+        for n in range(2):  # the second: the connection is still looked at
+            event = api.put(http_event("/x"))
+            assert c.next()[0] == event.id
+            head, body = c.call(post("invocation/%s/response" % event.id, chunks(b"one ", b"two ", trailers=trailers), STREAMING, CHUNKED))
+            assert head.startswith(b"HTTP/1.1 202 "), head
+            if config is AFTER:
+                is_reply(event.result()[0], event.result()[2], 503)
+            until(lambda: len(p.lines("inject")) == n + 1, 3, "a fault for each")
+        p.stop()
+        api.close()
+
+
+@case
 def answers_that_fail():
     """What the API says to an answer of the layer is logged; the next event is asked for all the same."""
     def special(request):
@@ -1214,7 +1265,7 @@ def not_understood():
     api = Upstream(lambda r: None)
     echo_bytes(api)
     p = Layer(api, ALWAYS)
-    for data in (b"\x16\x03\x01 hello\r\n\r\n", b"GET / HTTP/2.0\r\n\r\n", b"GET /x HTTP/1.1\r\nno colon\r\n\r\n", b"A" * 40000,
+    for data in (b"\x16\x03\x01 hello\r\n\r\n", b"GET / HTTP/2.0\r\n\r\n", b"GET /x HTTP/1.1\r\nno colon\r\n\r\n", b"A" * 120000,
                  post("x", b"zz\r\n\r\n", "", CHUNKED), b"GET /x HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: y\r\n\r\n\x00\x01\x02"):
         c = Client(p.port)
         c.send(data)
@@ -1249,7 +1300,7 @@ def odd_events():
                b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",
                b"HTTP/1.1 200 OK\r\nLambda-Runtime-Aws-Request-Id: two words\r\nContent-Length: 2\r\n\r\n{}",
                b"HTTP/1.1 200 OK\r\nLambda-Runtime-Aws-Request-Id: " + b"x" * 129 + b"\r\nContent-Length: 2\r\n\r\n{}",
-               b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX: " + b"x" * 40000 + b"\r\n\r\n{}"]
+               b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX: " + b"x" * 120000 + b"\r\n\r\n{}"]
     broken = [b"HTTP/1.1 200 OK\r\nLambda-Runtime-Aws-Request-Id: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
               b"HTTP/1.1 200 OK\r\nLambda-Runtime-Aws-Request-Id: a\r\nContent-Length: 100\r\n\r\npart", b"what is this?\r\n\r\n", b""]
     said = []
