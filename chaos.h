@@ -5648,8 +5648,7 @@ extern int putenv(char *string); /* which _POSIX_C_SOURCE hides */
 
 /* glibc keeps every value that setenv was ever given; this one is ours, and written over. */
 CHAOSI_FN void chaosi_set_trace(chaosi_loop *l, const char *id) {
-    int n = snprintf(l->trace, sizeof l->trace, "_X_AMZN_TRACE_ID=%s", id);
-    if (n > 0 && (size_t)n < sizeof l->trace) putenv(l->trace);
+    if ((size_t)snprintf(l->trace, sizeof l->trace, "_X_AMZN_TRACE_ID=%s", id) < sizeof l->trace) putenv(l->trace);
     else setenv("_X_AMZN_TRACE_ID", id, 1);
 }
 
@@ -6532,14 +6531,13 @@ chaos *chaos_open(const chaos_desc *desc, chaos_error *err) {
 
 void chaos_close(chaos *c) {
     if (!c) return;
-#ifdef CHAOSI_THREADS
     CHAOSI_ORDERED(&c->closing, 1u);
     CHAOSI_ENTER(&c->cancels, 1u);
     chaosi_disarm(c); /* before the refresher is waited for: its fetch may last */
+#ifdef CHAOSI_THREADS
     chaosi_ring(c, CHAOSI_POKE(c)[1]);
     if (c->has_refresher && chaosi_own(c)) pthread_join(c->refresher, NULL);
 #endif
-    chaosi_disarm(c);
     while (chaosi_own(c) && CHAOSI_SEQ(&c->waiting)) chaosi_nap(CHAOSI_MS); /* a fork's child has no waiters */
     if (chaosi_own(c)) chaosi_log_summary(c); /* in a fork's child nobody may ever unlock what the refresher held */
     chaosi_release(c);

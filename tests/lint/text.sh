@@ -30,7 +30,7 @@ cut -d/ -f1 "$dir/all" | grep -v '^\.' | sort -u | grep -vxE 'chaos\.h|examples|
 
 lines=$(wc -l <chaos.h)
 manual=$(awk '/^\*\// { print NR; exit } /\*\/$/ { print NR; exit }' chaos.h)
-[ "$lines" -le 6700 ] || say "chaos.h has $lines lines, 6700 at most"
+[ "$lines" -le 6750 ] || say "chaos.h has $lines lines, 6750 at most"
 [ "$manual" -le 600 ] || say "the manual has $manual lines, 600 at most"
 awk '/^[a-zA-Z].*\)[ \t]*(\{)?$/ { start = NR } /^}/ { if (start && NR - start > 80) print "chaos.h:" start ": a function of " NR - start " lines"; start = 0 }' chaos.h | grep . && bad=1
 exit $bad
