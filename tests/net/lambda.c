@@ -825,6 +825,39 @@ static void case_the_config_is_read_inside(void) {
     chaos_close(c);
 }
 
+/* An agent that takes the connection and says nothing: no more than the 250 ms, and not for every invocation. */
+static void case_a_silent_agent_costs_a_quarter_second(void) {
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    struct sockaddr_in at;
+    socklen_t len = sizeof at;
+    chaos_lambda_action action;
+    chaos_lambda_event e = event_of("{}");
+    long long start;
+    char port[16], buf[8192];
+    chaos_desc d;
+    chaos *c;
+    memset(&at, 0, sizeof at);
+    at.sin_family = AF_INET;
+    at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    CHECK(bind(fd, (struct sockaddr *)(void *)&at, sizeof at) == 0 && listen(fd, 8) == 0);
+    CHECK(getsockname(fd, (struct sockaddr *)(void *)&at, &len) == 0);
+    snprintf(port, sizeof port, "%d", ntohs(at.sin_port));
+    setenv("AWS_APPCONFIG_EXTENSION_HTTP_PORT", port, 1);
+    memset(&d, 0, sizeof d);
+    c = open_with("appconfig:app/env/profile", &d);
+    start = peer_ms();
+    action = chaos_lambda_decide(c, &e, buf, sizeof buf);
+    CHECK(action.run && !action.replaced);
+    CHECK(peer_ms() - start >= 240 && peer_ms() - start < 1000);
+    start = peer_ms();
+    chaos_lambda_decide(c, &e, buf, sizeof buf);
+    CHECK(peer_ms() - start < 200);
+    CHECK_INT(report_of(c).fetch_errors, 1);
+    chaos_close(c);
+    unsetenv("AWS_APPCONFIG_EXTENSION_HTTP_PORT");
+    close(fd);
+}
+
 static void case_a_long_delay_looks_at_the_config(void) {
     peer_source s;
     chaos *c = open_source(&s, "{\"enabled\":true,\"latency\":400,\"expiresAt\":\"never\"}");
@@ -1152,6 +1185,7 @@ int main(int argc, char **argv) {
     CHECK_RUN(case_the_request_id_is_no_key);
     CHECK_RUN(case_delays_stop_before_the_deadline);
     CHECK_RUN(case_the_config_is_read_inside);
+    CHECK_RUN(case_a_silent_agent_costs_a_quarter_second);
     CHECK_RUN(case_a_long_delay_looks_at_the_config);
     CHECK_RUN(case_a_long_delay_ends_when_chaos_does);
     CHECK_RUN(case_next_has_no_deadline);

@@ -7,6 +7,8 @@ services that hand out credentials.
 Needs botocore, which checks the signatures made with those credentials, and libcurl's headers; a missing one is a loud skip, with
 CHAOS_CI=1 a failure. The aws-cli is never started: it would look for credentials by itself."""
 import os
+import select
+import socket
 import subprocess
 import sys
 import time
@@ -458,18 +460,51 @@ def container_credentials():
         fake.stop()
 
 
+def went_inside(name, more=""):
+    """Runs a case once more in namespaces of its own, where the loopback is its own. False = this is that run."""
+    if os.environ.get("CHAOS_TEST_INSIDE") == "1":
+        return False
+    need("unshare", "ip")
+    rights = [] if os.geteuid() == 0 else ["-r"]
+    inside = 'ip link set lo up && %s exec "$@"' % more
+    again = ["unshare", *rights, "-n", "-m", "sh", "-c", inside, "sh", sys.executable, __file__, *sys.argv[1:], "--filter", name]
+    got = subprocess.run(again, env=dict(os.environ, CHAOS_TEST_INSIDE="1"), capture_output=True, text=True, timeout=60)
+    if "not permitted" in got.stderr and not CI:
+        raise Skip("no namespaces may be made here")
+    assert got.returncode == 0 and got.stdout.endswith("1 passed, 0 failed\n"), got.stdout + got.stderr
+    return True
+
+
+@case
+def secrets_stay_out_of_errors():
+    """The answer with the credentials comes into the same buffer as SSM's, which may have no body to replace it."""
+    c, s = ContainerCredentials(), SignatureChecker(token="CONTAINERTOKEN")
+    for say in ((503, ""), (400, ""), (200, ""), b""):
+        s.say = say
+        got = call("curl", "get", NAME, container_env(s, c.url))
+        assert got.code != "ok" and not any(word in str(got) for word in (*KEYS, "CONTAINERTOKEN", "AccessKeyId")), got
+    c.stop()
+    s.stop()
+
+
+@case
+def silent_name_server():
+    """It is not waited for beyond the time-out."""
+    resolver = aws.written("nameserver 127.0.0.1\n", 0o644)
+    if went_inside("silent_name_server", "mount --bind %s /etc/resolv.conf &&" % resolver):
+        return
+    server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    server.bind(("127.0.0.1", 53))
+    got = call("curl", "get", NAME, env("http://ssm.example.test", PATH=NO_CLI), timeout=500)
+    assert got.code == "unreachable" and 450 <= got.ms < 2000, got
+    assert select.select([server], [], [], 0)[0], "nobody has asked it"
+    server.close()
+
+
 @case
 def task_credentials():
-    """ECS: a path at 169.254.170.2, which a network namespace of our own has on its loopback."""
-    if os.environ.get("CHAOS_TEST_INSIDE") != "1":
-        rights = [] if os.geteuid() == 0 else ["-r"]
-        inside = 'ip link set lo up && ip addr add 169.254.170.2/32 dev lo && exec "$@"'
-        again = ["unshare", *rights, "-n", "sh", "-c", inside, "sh", sys.executable, __file__, *sys.argv[1:], "--filter", "task_credentials"]
-        need("unshare", "ip")
-        got = subprocess.run(again, env=dict(os.environ, CHAOS_TEST_INSIDE="1"), capture_output=True, text=True, timeout=60)
-        if "not permitted" in got.stderr and not CI:
-            raise Skip("no network namespace may be made here")
-        assert got.returncode == 0 and got.stdout.endswith("1 passed, 0 failed\n"), got.stdout + got.stderr
+    """ECS: a path at 169.254.170.2, which is on the loopback there."""
+    if went_inside("task_credentials", "ip addr add 169.254.170.2/32 dev lo &&"):
         return
     c, s = ContainerCredentials(host="169.254.170.2", port=80), signed_with("CONTAINERTOKEN")
     for more in ({}, {"AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://127.0.0.1:9/"}):  # the task's own come first
