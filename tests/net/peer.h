@@ -711,7 +711,7 @@ static inline chaos_result peer_fetch(void *user, char *buf, size_t cap, chaos_f
     chaos_result r;
     if (PEER_ADD(&s->inside, 1) > 1) PEER_ADD(&s->overlaps, 1);
     PEER_ADD(&s->fetches, 1);
-    if (s->slow_ms) peer_nap(s->slow_ms);
+    peer_nap(PEER_LOAD(&s->slow_ms));
     pthread_mutex_lock(&s->lock);
     r = s->result;
     out->len = strlen(s->json);
