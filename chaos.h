@@ -409,8 +409,8 @@ typedef struct chaos_proxy_desc {
    progress then is waited for). One run per handle at a time. */
 CHAOS_POINT(chaos_result, chaos_proxy_run, (chaos * c, const chaos_proxy_desc *desc, chaos_error *err), (void)c; (void)desc; (void)err;
             return CHAOS_ERR_COMPILED_OUT)
-/* Stops accepting, closes idle connections, lets requests in progress end within drain_timeout. Latched: a stop before the
-   run ends that run at once. Async-signal-safe. Any thread. */
+/* Stops accepting; kept connections end with their next reply, or within a second; requests in progress end within
+   drain_timeout. Latched: a stop before the run ends that run at once. Async-signal-safe. Any thread. */
 CHAOS_POINT(void, chaos_proxy_stop, (chaos * c), (void)c)
 
 /* ==== >>lambda ================================================================================================ */
@@ -4854,7 +4854,7 @@ static void *chaosi_resolver(void *arg) {
     chaosi_proxy *p = (chaosi_proxy *)arg;
     chaosi_address found[CHAOSI_ADDRESSES];
     chaosi_u64 next = chaosi_in(CHAOSI_RESOLVE_MS);
-    bool failed = false, changed;
+    bool failed = false, changed, kept;
     chaos_error err;
     int i;
     memset(found, 0, sizeof found);
@@ -4868,11 +4868,13 @@ static void *chaosi_resolver(void *arg) {
         failed = !n;
         if (!n) continue;
         pthread_mutex_lock(&p->lock);
-        for (i = n - 1; i > 0 && p->preferred; i--) /* which answered stays the first */
+        for (kept = false, i = n - 1; i >= 0 && p->preferred; i--) /* which answered stays the first, as long as it is listed */
             if (memcmp(&found[i], &p->addresses[0], sizeof found[0]) == 0) {
                 found[i] = found[0];
                 found[0] = p->addresses[0];
+                kept = true;
             }
+        p->preferred = kept;
         changed = n != p->address_count || memcmp(p->addresses, found, sizeof found[0] * (size_t)n) != 0;
         p->names += changed;
         memcpy(p->addresses, found, sizeof found);

@@ -1434,7 +1434,7 @@ static void case_stop_drains_what_is_in_progress(void) {
     CHECK(peer_silent(&idle, 100));
     CHECK_INT(peer_ask(&idle, &m, GET("/slow/0")), 200); /* it was on its way when the stop came */
     PEER_FIELD(&m.head, "Connection", "close");
-    CHECK(peer_closes(&idle, 150));
+    CHECK(peer_closes(&idle, PEER_MS));
     fd = peer_connect(PORT(&rig)); /* nobody listens any more */
     CHECK(fd < 0);
     if (fd >= 0) close(fd);
@@ -1492,7 +1492,7 @@ static void case_input_behind_the_last_request_costs_no_reply(void) {
     peer_message m = no_message();
     size_t i;
     peer_rig rig;
-    peer_rig_start(&rig, DELAY_200, NULL); /* so that it comes before the reply does */
+    peer_rig_start(&rig, "{\"enabled\":true,\"latency\":400,\"expiresAt\":\"never\"}", NULL); /* it comes before the reply does */
     for (i = 0; i < sizeof last / sizeof *last; i++) {
         const int small = 20000;
         peer_conn c;
@@ -1502,7 +1502,7 @@ static void case_input_behind_the_last_request_costs_no_reply(void) {
         CHECK(peer_sends(c.fd, last[i]));
         peer_nap(20);
         CHECK(peer_sends(c.fd, "\r\n" GET("/length/1"))); /* nobody will read that */
-        peer_nap(400);
+        peer_nap(600);
         CHECK_INT(peer_read_reply(&c, &m, "GET"), PEER_WHOLE);
         CHECK(peer_is_pattern(&m.body, 400000));
         peer_hang_up(&c);

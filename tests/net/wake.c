@@ -283,6 +283,7 @@ static void case_close_releases_before_it_waits_for_a_fetch(void) {
     PEER_STORE(&source.slow_ms, 1500);
     PEER_UNTIL(PEER_LOAD(&source.inside) == 1, 2000);
     peer_nap(100); /* not one that began before it was slow */
+    PEER_UNTIL(PEER_LOAD(&source.inside) == 1, 1000);
     start = peer_ms();
     if (pthread_create(&closing, NULL, close_it, c)) abort();
     CHECK(crowd_leave(&w, start) <= 250);
