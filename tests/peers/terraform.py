@@ -417,7 +417,6 @@ class Instance:
             raise Skip("not installed: libcurl, or build/chaos-proxy is without")
         self.net = network()
         self.moto = aws.moto()
-        self.moto.put(PARAMETER, OFF)
         self.dir = tempfile.mkdtemp(prefix="instance-", dir=folder())
         containers = {k: v for k, v in self.moto.env().items() if k.startswith("AWS_")}
         with open(self.dir + "/containers.conf", "w") as f:
@@ -511,6 +510,7 @@ def instance():
         import atexit
         atexit.register(Instance.made.clean)
     Instance.made.clean()
+    Document("start")  # terraform makes the parameter, whichever case comes first
     Instance.made.moto.put(PARAMETER, OFF)
     return Instance.made
 
