@@ -178,7 +178,7 @@ try {
                 Fail "terraform's state holds $answer, and an apply would remove that: name it, or use another workspace"
             }
             if (-not $answer -and $parameter_there) {
-                Fail "parameter $parameter is not in terraform's state: in $tf, terraform import $address $parameter"
+                Fail "parameter $parameter is not in terraform's state: in $tf, terraform import -var region=$region $address $parameter"
             }
         }
         Run 'terraform failed' @('terraform', "-chdir=$tf", 'apply', "-auto-approve=$approve", '-var', "region=$region",

@@ -177,7 +177,7 @@ if [ -n "$terraform" ]; then
             fail "terraform's state holds $answer, and an apply would remove that: name it, or use another workspace"
         fi
         if [ -z "$answer" ] && [ -n "$parameter_there" ]; then
-            fail "parameter $parameter is not in terraform's state: in $tf, terraform import $address $parameter"
+            fail "parameter $parameter is not in terraform's state: in $tf, terraform import -var region=$region $address $parameter"
         fi
     fi
     run 'terraform failed' terraform "-chdir=$tf" apply "-auto-approve=$approve" -var "region=$region" \

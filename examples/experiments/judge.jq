@@ -1,7 +1,8 @@
 # judge.jq - what an experiment has shown, from its logs
 #
-#   jq -s -r --slurpfile plan errors.json -f judge.jq client.log app.log canary.log
+#   jq -R 'fromjson? | objects' client.log app.log canary.log | jq -s -r --slurpfile plan errors.json -f judge.jq
 #
+# (The first jq leaves out what is no JSON: a container's log also has what chaos-proxy says on stdout.)
 # The logs, in any order, one JSON object a line: "source":"client" (time status ms, for each request as its sender saw it),
 # "app" (time ms calls injected, for each request of the service under test: its calls to the dependency, and those whose
 # replies were marked X-Chaos-Injected), "chaos" (the log of one canary instance of chaos-proxy: when which version of the
@@ -27,15 +28,20 @@ def met($check; $row): $row[$check[0]] as $seen | $check[2] as $want
     else error("\($check[1]) is none of < > <= >=") end;
 def told($check; $row): "\($check[0]) \($row[$check[0]] | short), wanted \($check[1]) \($check[2])";
 
-# What was seen of the requests that began and ended in [$from, $to].
-def row($from; $to):
-  map(select(.at >= $from and .at + .ms <= $to)) | map(select(.source == "client")) as $client | map(select(.source == "app")) as $app
+# What was seen of these requests, in [$from, $to].
+def row_of($from; $to): map(select(.source == "client")) as $client | map(select(.source == "app")) as $app
   | ($client | map(select(.status >= 200 and .status < 500)) | length) as $ok
   | ($app | map(.calls) | add // 0) as $calls | ($app | map(.injected) | add // 0) as $injected
   | {requests: ($client | length), ok_percent: ($ok | percent($client | length)),
      failed_percent: (($client | length) - $ok | percent($client | length)),
      p50_ms: ($client | map(.ms) | quantile(0.5)), p95_ms: ($client | map(.ms) | quantile(0.95)), p99_ms: ($client | map(.ms) | quantile(0.99)),
      calls: $calls, calls_per_s: (if $to > $from then 1000 * $calls / ($to - $from) else 0 end), injected: $injected};
+
+# Of those that began and ended there.
+def row($from; $to): map(select(.at >= $from and .at + .ms <= $to)) | row_of($from; $to);
+
+# Of those that began there: one that takes longer than a point counts, too, once its step has its end.
+def point($from; $length; $to): map(select(.at >= $from and .at < $from + $length and .at + .ms <= $to)) | row_of($from; $from + $length);
 
 # Steps: from one change of version or state of the canary to the next.
 def steps($settle; $point): map(select(.time) | .at = (.time | ms)) | map(select(.source != "chaos")) as $seen
@@ -47,7 +53,7 @@ def steps($settle; $point): map(select(.time) | .at = (.time | ms)) | map(select
                           else . + [{version: $l.config_version, state: $l.state, from: $l.at}] end)
   | [range(length) as $i | .[$i] + {to: (.[$i + 1].from // $last)}]
   | map(([.from, $first] | max + $settle) as $from | .to as $to | . + ($seen | row($from; $to))
-      + {points: (if .state == "on" then [range($from; $to - $point + 1; $point) as $p | $seen | row($p; $p + $point)] else [] end)});
+      + {points: (if .state == "on" then [range($from; $to - $point + 1; $point) as $p | $seen | point($p; $point; $to)] else [] end)});
 
 def given: map(.state = if .step == "judged" then "on" else "off" end | .points = []
   | .failed_percent = if .ok_percent then 100 - .ok_percent else null end);

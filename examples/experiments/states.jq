@@ -1,6 +1,6 @@
 # states.jq - is it off everywhere? Each instance, its last state, since when, and its last heartbeat (there is one a minute while on)
 #
-#   jq -s -r -f states.jq LOGS of every instance
+#   jq -R 'fromjson? | objects' LOGS of every instance | jq -s -r -f states.jq
 #
 # Exit code: 0 off everywhere; 10 an instance is on, or nothing was logged.
 map(select(.source == "chaos" and .state)) | group_by(.instance)

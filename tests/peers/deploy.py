@@ -310,6 +310,7 @@ def kubernetes_by_configmap():
     assert "subPath" not in mount and mount["readOnly"] and mount["name"] == spec["volumes"][0]["name"]
     source = next(v for v in one["env"] if v["name"] == "CHAOS_CONFIG")["value"]
     assert source == "file:%s/chaos.json" % mount["mountPath"]
+    assert one["image"].endswith("/chaos-proxy:latest-static"), "not the small image: %s" % one["image"]
     assert sorted(v["name"] for v in one["env"]) == ["CHAOS_CONFIG", "CHAOS_INSTANCE", "CHAOS_SERVICE"]
     said = read("kubernetes", "configmap", "kustomization.yaml")
     assert "subPath" in said and "environment" in said
@@ -340,10 +341,23 @@ def ecs_task():
     variables = {v["name"]: v["value"] for v in one["environment"]}
     assert one["healthCheck"]["command"] == ["CMD", "/chaos-proxy", "--health", variables["CHAOS_ADMIN"]]
     assert one["user"] in read("Dockerfile") and one["readonlyRootFilesystem"] and not one["essential"] and one["restartPolicy"]["enabled"]
+    assert one["restartPolicy"]["restartAttemptPeriod"] == 60, "ECS's default is 300 s: a proxy that ends before stays dead"
+    assert variables["CHAOS_IDLE_TIMEOUT"] == "75s", "an ALB keeps its connections for 60 s"
     assert variables["CHAOS_LISTEN"].endswith(":%d" % one["portMappings"][0]["containerPort"]) and variables["CHAOS_CONFIG"].startswith("ssm:")
     assert variables["CHAOS_UPSTREAM"].endswith(":%d" % app["portMappings"][0]["containerPort"])
     got = moto().client("ecs").register_task_definition(**task)["taskDefinition"]
     assert [c["name"] for c in got["containerDefinitions"]] == ["app", "chaos-proxy"]
+    # the service gets that revision with the route: before, it has one without the proxy
+    ecs = moto().client("ecs")
+    ecs.create_cluster(clusterName="C")
+    old = ecs.register_task_definition(family="app-before", containerDefinitions=[{"name": "app", "image": "app:1", "memory": 64}])["taskDefinition"]
+    ecs.create_service(cluster="C", serviceName="app", taskDefinition=old["taskDefinitionArn"], desiredCount=0)
+    aws.need_aws()
+    for command in re.findall(r"^    (aws ecs update-service .*)$", read("README.md"), re.M):
+        done = subprocess.run(["sh", "-c", command], env=moto().env(), capture_output=True, text=True, timeout=30)
+        assert done.returncode == 0, done.stderr
+        there = json.loads(done.stdout)["service"]["taskDefinition"]
+        assert there in (got["family"], got["taskDefinitionArn"]), (there, command)
 
 
 # ---- deploy-chaos.sh -----------------------------------------------------------------------------------------------
@@ -660,6 +674,16 @@ def script_applies_terraform_for_real():
     os.remove(place.deploy + "/terraform/terraform.tfstate")
     run("--parameter", name, "--yes")
     assert place.code == 1 and "terraform import" in place.reason(), place.err[-500:]
+    # what it says to do, where the region is not the one of terraform.tfvars
+    other = ("--parameter", name + "-eu", "--region", "eu-west-1")
+    moto().client("ssm", region="eu-west-1").put_parameter(Name=name + "-eu", Value=json.dumps({"enabled": False}), Type="String")
+    run(*other, "--yes")
+    folder_of, command = re.search(r"in (\S+), (terraform import .*)", place.reason()).groups()
+    done = subprocess.run(["sh", "-c", command], cwd=place.root + "/" + folder_of, capture_output=True, text=True, timeout=60,
+                          env={**moto().env(CHECKPOINT_DISABLE="1", TF_IN_AUTOMATION="1", TF_CLI_CONFIG_FILE=None, HOME=folder())})
+    assert done.returncode == 0, done.stderr[-800:]
+    run(*other)
+    assert place.code == 1 and place.reason().startswith("terraform failed"), "it asks now, and nobody says yes: %s" % place.err[-500:]
 
 
 @case
@@ -750,6 +774,8 @@ def readme_names_what_is_there():
     for name in re.findall(r"^\| `([^`]+)`(?:, `([^`]+)`)?", text.split("## ")[0], re.M):
         for one in filter(None, name):
             assert os.path.exists(os.path.join(DEPLOY, one)) or one in ("sam.yaml", "terraform/"), one  # those are other tests' matter
+    for line in re.findall(r".*docker run.*CHAOS_CONFIG=.*", text + read("Dockerfile")):
+        assert re.search(r"-e 'CHAOS_CONFIG=ssm:/[a-z/]+\?region=", line), "in a container there is no other region: " + line
     for path in re.findall(r"(?:apply -k|-f|file://)\s*(examples/deploy/\S+)", text):
         assert os.path.exists(os.path.join(ROOT, path)), path
     size = re.search(r"one static program, (\d+) KB", text)

@@ -401,7 +401,7 @@ def every_tier_of_the_rollback_keeps_its_time_and_breaks_no_request():
 
 @case
 def the_environment_is_merged_published_and_the_alias_moved():
-    """Tier 3 on Lambda, tier 4 on EC2: the calls, not what AWS does then."""
+    """Tier 3 on Lambda, tier 4 on EC2: the calls, not what AWS does then. As pasted into a terminal, which goes on after an error."""
     need_all()
     lambdas, name = moto().client("lambda"), "shop-pay"
     role = moto().client("iam").create_role(RoleName="runbook", AssumeRolePolicyDocument="{}")["Role"]["Arn"]
@@ -413,13 +413,39 @@ def the_environment_is_merged_published_and_the_alias_moved():
                             Environment={"Variables": before}, Publish=True)
     lambdas.create_alias(FunctionName=name, Name="live", FunctionVersion="1")
     where = tempfile.mkdtemp(prefix="lambda-", dir=folder())
-    done = shell("environment", environment(FUNCTION=name, ALIAS="live", DIR=where))
-    assert done.returncode == 0, done.stderr
+    # publish-version as AWS does it, which moto does not: another code than that which is named is refused.
+    log, real = aws.written(""), shutil.which("aws")
+    path = aws.fake_cli("""echo "$2" >>%s
+[ "$2" != "$FAIL" ] || { echo ResourceConflictException >&2; exit 254; }
+for word; do [ "$last" = --code-sha256 ] && sha=$word; last=$word; done
+[ "$2" != publish-version ] || [ "$sha" = "$(%s lambda get-function-configuration --function-name "$4" --query CodeSha256 --output text)" ] ||
+    { echo CodeSha256 >&2; exit 254; }
+exec %s "$@"
+""" % (log, real, real))
+
+    def pasted(**more):
+        return subprocess.run(["sh", "-c", block("environment")], env=environment(FUNCTION=name, ALIAS="live", DIR=where, **{"FAIL": "", **more}) |
+                              {"PATH": path}, capture_output=True, text=True, timeout=60)
+    for failing in ("update-function-configuration", "wait", "publish-version"):
+        done = pasted(FAIL=failing)
+        with open(log) as f:
+            assert f.read().split()[-1] == failing and "ResourceConflictException" in done.stderr, (failing, done.stderr)
+        assert lambdas.get_alias(FunctionName=name, Name="live")["FunctionVersion"] == "1" and not os.listdir(where), failing
+    lambdas.update_function_configuration(FunctionName=name, Environment={"Variables": before})
+    done = pasted()
+    assert done.returncode == 0 and not done.stderr, done.stderr
     version = lambdas.get_alias(FunctionName=name, Name="live")["FunctionVersion"]
     assert version == "2", version
     now = lambdas.get_function_configuration(FunctionName=name, Qualifier=version)["Environment"]["Variables"]
     assert now == {**before, "CHAOS_DISABLE": "1"}, now
     assert not os.listdir(where), "the function's secrets are left in %s" % os.listdir(where)
+    # $LATEST has code that nobody has released yet: a rollback must not.
+    code = io.BytesIO()
+    with zipfile.ZipFile(code, "w") as z:
+        z.writestr("bootstrap", "not released")
+    lambdas.update_function_code(FunctionName=name, ZipFile=code.getvalue())
+    done = pasted()
+    assert "CodeSha256" in done.stderr and lambdas.get_alias(FunctionName=name, Name="live")["FunctionVersion"] == "2", done.stderr
     # A name that is not there: nothing half done.
     done = shell("environment", environment(FUNCTION="no-such", ALIAS="live", DIR=where))
     assert done.returncode != 0 and "no-such" in done.stderr, done.stderr
@@ -431,6 +457,10 @@ def the_environment_is_merged_published_and_the_alias_moved():
     assert done.returncode == 0, done.stderr
     sent = moto().client("ssm").list_commands(CommandId=json.loads(done.stdout))["Commands"][0]
     assert sent["Targets"] == [{"Key": "tag:chaos", "Values": ["canary"]}] and sent["DocumentName"] == "chaos-proxy-stop", sent
+    assert (sent["MaxConcurrency"], sent["MaxErrors"]) == ("100%", "100%"), "it would end at the first error: %s" % sent
+    listed = re.search(r"`(aws ssm list-commands [^`]+)`", page()).group(1)
+    done = subprocess.run(["sh", "-euc", listed], env=environment(), capture_output=True, text=True, timeout=20)
+    assert done.returncode == 0 and sent["CommandId"] in json.loads(done.stdout), done  # moto does not filter
 
 
 # ---- the page and the plans -----------------------------------------------------------------------------------------------
@@ -475,9 +505,10 @@ def the_page_fits_a_page_and_is_powershell_too():
     blocks = re.findall(r"```(sh|powershell)\n(.*?)\n *```", page(), re.S)
     shells = [text for language, text in blocks if language == "sh" and not re.search(r"VERSION=|NAME=/|kill -USR1", text)]
     other = [text for language, text in blocks if language == "powershell"]
-    environment_block = block("environment").split("\n")
-    environment_block[0] = environment_block[0].replace('> "$DIR', '| Out-File -Encoding ascii "$DIR')
-    environment_block[3] = "$VERSION = " + environment_block[3][len("VERSION=$("):-1]
+    environment_block = [re.sub(r"^(\w+)=\$\((.*)\)$", r"$\1 = \2", line.removesuffix(" &&")) for line in block("environment").split("\n")]
+    assert sum(line.startswith(("$SHA = aws", "$VERSION = aws")) for line in environment_block) == 2, environment_block
+    environment_block.append(environment_block[1].replace('> "$DIR', '| Out-File -Encoding ascii "$DIR'))
+    environment_block[4] = environment_block[4].replace("sha256", "sha")  # the grammar knows no flag with digits
     assert len(shells) >= 9 and len(other) == 1, (len(shells), len(other))
     script = """
         const dir = require.resolve('@vscode/tree-sitter-wasm/wasm/tree-sitter.js').replace(/[^/]*$/, '');
@@ -583,6 +614,52 @@ def the_judge_says_what_it_lacks_and_takes_numbers_from_elsewhere():
         done = judge(bad, numbers(), **more)
         assert done.returncode not in (HOLDS, BROKEN, INCONCLUSIVE, STOP_NOW) and word in done.stderr, "%s: %d %s" % (word, done.returncode, done.stderr)
         assert done.stderr.strip().count("\n") == 0, done.stderr
+
+
+def at_ms(ms):
+    """That many ms after the beginning, as the logs have it."""
+    return (datetime.datetime(2030, 1, 1) + datetime.timedelta(milliseconds=ms)).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+
+
+def made_up(seconds, status=lambda i: 200, ms=5, every=100):
+    """A log: 20 s of baseline, then the fault is on for that long, and it is not over yet."""
+    lines = [{"source": "chaos", "action": "open", "time": at_ms(0), "instance": "a", "state": "off", "config_version": 1},
+             {"source": "chaos", "action": "config", "time": at_ms(20000), "instance": "a", "state": "on", "config_version": 2}]
+    for start, end, took, what in ((100, 20000, 5, lambda i: 200), (20000, 20000 + 1000 * seconds, ms, status)):
+        for i, began in enumerate(range(start, end, every)):
+            lines.append({"source": "client", "time": at_ms(began), "status": what(i), "ms": took})
+            lines.append({"source": "app", "time": at_ms(began), "ms": took, "calls": 1, "injected": int(start == 20000)})
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+@case
+def the_judge_says_stop_while_it_matters():
+    """From made-up logs: the breaker's plan within its two minutes; requests that all take longer than a point."""
+    need("jq")
+    for name, log, more in (("breaker", made_up(100, lambda i: 503 if i % 10 < 6 else 200), {}),
+                            ("latency", made_up(20, ms=2500), {"SETTLE": "1s", "POINT": "2s"})):
+        done = shell("numbers", {**os.environ, "PLAN": plan_file(name), "LOGS": aws.written(log), **more})
+        assert done.returncode == STOP_NOW, "%s: %d %s" % (name, done.returncode, done.stdout + done.stderr)
+
+
+@case
+def a_containers_log_has_lines_that_are_no_json():
+    need("jq")
+    noise = "chaos-proxy listening on 127.0.0.1:8080\n17\n{\"source\":\"chaos\n\n"
+    path = aws.written(noise + made_up(5) + noise)
+    env = {**os.environ, "PLAN": plan_file("errors"), "LOGS": path, "PROXY_LOGS": path}
+    done = shell("numbers", env)
+    assert done.returncode == INCONCLUSIVE and "are needed" in done.stdout and not done.stderr, done
+    verify = block("verify").split("\n")[-1]
+    done = subprocess.run(["sh", "-euc", verify], cwd=HERE, env=env, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 10 and "a: on since" in done.stdout and not done.stderr, done
+
+
+@case
+def the_times_of_a_rehearsal_reach_jq_and_the_proxies():
+    words = re.search(r"`(export [^`]+)`", page()).group(1)
+    done = subprocess.run(["sh", "-euc", words + "\nenv"], env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, timeout=10)
+    assert {"CHAOS_TTL=1s", "SETTLE=1s", "POINT=2s"} <= set(done.stdout.split("\n")), done
 
 
 @case

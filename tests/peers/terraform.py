@@ -229,6 +229,10 @@ def applied_against_moto():
     assert options["HttpPutResponseHopLimit"] == 2 and options["HttpTokens"] == "required", options
     alarm = t.moto.client("cloudwatch").describe_alarms(AlarmNames=["chaos-abort"])["MetricAlarms"][0]
     assert (alarm["DatapointsToAlarm"], alarm["EvaluationPeriods"], alarm["TreatMissingData"]) == (2, 3, "notBreaching"), alarm
+    share, *parts = sorted(alarm["Metrics"], key=lambda m: "MetricStat" in m)
+    assert {m["MetricStat"]["Metric"]["MetricName"]: m["Id"] for m in parts} == {
+        "HTTPCode_Target_5XX_Count": "errors", "HTTPCode_ELB_5XX_Count": "elb", "RequestCount": "requests"}, parts
+    assert set(re.findall(r"[a-z]+", share["Expression"])) == {m["Id"] for m in parts}, share
 
 
 @case
@@ -253,15 +257,18 @@ def policies_are_least():
                                                       ["arn:aws:logs:us-east-1:123456789012:log-group:/chaos/proxy:*"], None)}
     assert dict(statements("operator")) == {
         "ChaosSteer": (["ssm:GetParameter", "ssm:PutParameter"], [arn], None),
+        "ChaosStopAll": (["ssm:GetParametersByPath"], [os.path.dirname(arn) + "/*"], None),
         "ChaosDocuments": (["ssm:SendCommand"], [document + "start", document + "stop"], None),
         "ChaosInstances": (["ssm:SendCommand"], ["arn:aws:ec2:us-east-1:123456789012:instance/*"],
                            {"StringEquals": {"ssm:resourceTag/chaos": "canary"}}),
-        "ChaosWatch": (["ssm:GetCommandInvocation", "ssm:ListCommandInvocations", "ssm:ListCommands"], ["*"], None)}
+        "ChaosWatch": (["ssm:GetCommandInvocation", "ssm:ListCommandInvocations", "ssm:ListCommands"], ["*"], None),
+        "ChaosCancel": (["ssm:CancelCommand"], ["*"], None)}
 
 
 @case
 def policies_do():
-    """moto as the judge, of the actions (it knows no resources): the agent's policy reads and does not write; the operator does both."""
+    """moto as the judge, of the actions (it knows no resources): the agent's policy reads and does not write; the operator does both,
+    and may run the runbook's disable --path."""
     out, t = applied(), terraform()
     iam, keys = t.moto.client("iam"), {}
     for name in ("agent", "operator"):
@@ -273,17 +280,18 @@ def policies_do():
     def denied(name, **request):
         ssm = t.moto.client("ssm", keys=keys[name])
         try:
-            ssm.put_parameter(**request) if "Value" in request else ssm.get_parameter(**request)
+            (ssm.put_parameter if "Value" in request else ssm.get_parameters_by_path if "Path" in request else ssm.get_parameter)(**request)
         except aws.ClientError as error:
             assert error.response["ResponseMetadata"]["HTTPStatusCode"] == 403, error
             return True
         return False
     t.moto.check_signatures(True)
     try:
-        got = {name: (denied(name, Name=PARAMETER), denied(name, Name=PARAMETER, Value=OFF, Overwrite=True, Type="String")) for name in keys}
+        got = {name: (denied(name, Name=PARAMETER), denied(name, Name=PARAMETER, Value=OFF, Overwrite=True, Type="String"),
+                      denied(name, Path=os.path.dirname(PARAMETER) + "/")) for name in keys}
     finally:
         t.moto.check_signatures(False)
-    assert got == {"agent": (False, True), "operator": (False, False)}, got
+    assert got == {"agent": (False, True, True), "operator": (False, False, False)}, got
 
 
 # ---- the gate ----------------------------------------------------------------------------------------------------
@@ -312,6 +320,7 @@ def the_gate_turns_it_off():
 
     target, = events.list_targets_by_rule(Rule="chaos-gate-off")["Targets"]
     assert target["Arn"] == "arn:aws:ssm:us-east-1:123456789012:automation-definition/chaos-gate-off:$DEFAULT", target
+    assert target["Input"] == "{}", "the event would be taken for the document's parameters: %s" % target
     document = json.loads(t.moto.ssm.get_document(Name="chaos-gate-off")["Content"])
     assert document["assumeRole"] == target["RoleArn"], (document["assumeRole"], target)
     role = t.moto.client("iam").get_role_policy(RoleName="chaos-gate", PolicyName="off")["PolicyDocument"]
@@ -356,7 +365,7 @@ class Document:
                     self.commands += f.read().strip().split("\n")
         Document.made[name] = self.commands, self.parameters
 
-    DEFAULTS = {"Engine": "podman", "AdminPort": str(ADMIN), "ServicePort": str(SERVICE), "ProxyPort": str(PROXY), "LogGroup": "",
+    DEFAULTS = {"Engine": "podman", "AdminPort": str(ADMIN), "ServicePort": str(SERVICE), "ProxyPort": str(PROXY), "LogGroup": "/chaos/proxy",
                 "Minutes": "60", "DrainSeconds": "5", "Image": "localhost/chaos-proxy:test", "Parameter": PARAMETER, "Region": aws.REGION}
 
     def script(self, **values):
@@ -408,7 +417,6 @@ class Instance:
             raise Skip("not installed: libcurl, or build/chaos-proxy is without")
         self.net = network()
         self.moto = aws.moto()
-        self.moto.put(PARAMETER, OFF)
         self.dir = tempfile.mkdtemp(prefix="instance-", dir=folder())
         containers = {k: v for k, v in self.moto.env().items() if k.startswith("AWS_")}
         with open(self.dir + "/containers.conf", "w") as f:
@@ -443,10 +451,10 @@ class Instance:
         assert not check or done.returncode == 0, "podman %s: %s" % (" ".join(args), done.stderr[-500:])
         return done.stdout
 
-    def command(self, name, wanted=0, **values):
+    def command(self, name, wanted=0, environment=None, **values):
         """As the agent runs it; what it said."""
         script, began = Document(name).script(**values), time.monotonic()
-        done = spawn(["/bin/sh", "-c", script], env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        done = spawn(["/bin/sh", "-c", script], env={**self.environment, **(environment or {})}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                      text=True, cwd="/", process_group=0)
         try:
             said = done.communicate(timeout=40)[0]
@@ -461,8 +469,8 @@ class Instance:
         return [r for r in self.rules() if r.startswith("-A PREROUTING")]
 
     def rules(self):
-        return [r for r in subprocess.run([tool("iptables"), "-t", "nat", "-S"], capture_output=True, text=True, timeout=5).stdout.split("\n")
-                if "CHAOS" in r]
+        return [r for table in ("nat", "filter") for r in subprocess.run([tool("iptables"), "-t", table, "-S"], capture_output=True, text=True,
+                                                                         timeout=5).stdout.split("\n") if "CHAOS" in r]
 
     def guards(self):
         found = []
@@ -484,8 +492,8 @@ class Instance:
         until(lambda: not self.guards(), 3, "the guard is gone")
 
     def clean(self):
-        subprocess.run([tool("iptables"), "-t", "nat", "-F"], timeout=5, capture_output=True)
-        subprocess.run([tool("iptables"), "-t", "nat", "-X"], timeout=5, capture_output=True)
+        for words in (["-t", "nat", "-F"], ["-t", "nat", "-X"], ["-P", "INPUT", "ACCEPT"], ["-F"], ["-X"]):
+            subprocess.run([tool("iptables"), *words], timeout=5, capture_output=True)
         if os.path.exists("/run/chaos-proxy/ticket"):
             os.unlink("/run/chaos-proxy/ticket")
         self.podman("rm", "-f", "-t", "0", "-a", check=False)
@@ -502,6 +510,7 @@ def instance():
         import atexit
         atexit.register(Instance.made.clean)
     Instance.made.clean()
+    Document("start")  # terraform makes the parameter, whichever case comes first
     Instance.made.moto.put(PARAMETER, OFF)
     return Instance.made
 
@@ -590,7 +599,7 @@ def traffic_is_led_in_and_out():
     steps = re.findall(r"^chaos: (\w+):", said, re.M)
     assert steps == ["container", "proxy", "service", "route"] and '"state":"off"' in said, said
     started, began = i.seconds, time.monotonic()
-    assert len(i.rules()) == 3, i.rules()
+    assert len(i.rules()) == 6, i.rules()
     time.sleep(0.3)
     got = {r for c in fresh for r in c.since(began)}
     assert got == {("proxied", None)}, (got, i.rules(), [c.failures[-3:] for c in fresh])
@@ -598,10 +607,10 @@ def traffic_is_led_in_and_out():
     late = clients(i.net, 0, 4) + clients(i.net, 0, 4, life=60)  # kept in the proxy; some until it says close
 
     again = i.command("start")  # nothing changes
-    assert "runs already" in again and len(i.rules()) == 3, again
+    assert "runs already" in again and len(i.rules()) == 6, again
     until(lambda: len(i.guards()) == 1, 3, "one guard")
     said = i.command("start", wanted=1, Parameter="/other/chaos")
-    assert "other settings" in said and len(i.rules()) == 3, said
+    assert "other settings" in said and len(i.rules()) == 6, said
 
     began = time.monotonic()
     i.steer('{"enabled":true,"latency":{"min":5,"max":30},"errorRate":30}')
@@ -643,6 +652,37 @@ def a_start_that_fails_changes_nothing():
         assert reason in said and "nothing is changed" in said, said
         i.nothing_is_left()
         assert time.monotonic() - began < 20 and Client(i.net).one() == ("direct", None)
+    # the very last step
+    bad = aws.written('#!/bin/sh\ncase "$*" in *"-I PREROUTING"*) exit 4 ;; esac\nexec %s "$@"\n' % tool("iptables"), 0o755, "iptables")
+    said = i.command("start", wanted=4, environment={"PATH": os.path.dirname(bad) + ":" + os.environ["PATH"]})
+    assert "answers through the proxy" in said and "nothing is changed" in said, said
+    i.nothing_is_left()
+    assert Client(i.net).one() == ("direct", None)
+
+
+@case
+def a_host_that_filters_lets_in_what_was_redirected():
+    """INPUT drops all but the service's port: the proxy's is closed to clients, and yet the redirected connections reach it. The agent
+    has an http_proxy, too, which must not be asked for loopback."""
+    i = instance()
+    for words in (["-A", "INPUT", "-i", "lo", "-j", "ACCEPT"], ["-A", "INPUT", "-p", "tcp", "--dport", str(SERVICE), "-j", "ACCEPT"],
+                  ["-P", "INPUT", "DROP"]):
+        i.net.run(tool("iptables"), "-w", "10", *words)
+    proxy = {"http_proxy": "http://127.0.0.1:9"}
+    i.command("start", environment=proxy)
+    assert i.ask() == ("proxied", None)
+
+    def straight():
+        i.net.enter()
+        try:
+            socket.create_connection((i.net.address, PROXY), 0.5).close()
+        except OSError:
+            return "closed"
+        return "open"
+    assert common.in_threads([straight], 5) == ["closed"], "the proxy's port is open to all"
+    i.command("stop", environment=proxy)
+    i.nothing_is_left()
+    assert i.ask() == ("direct", None)
 
 
 @case
@@ -763,6 +803,22 @@ def an_apply_does_not_touch_an_experiment():
     t("plan", "-out=again.tfplan", *FULL)
     assert set(t.show("again.tfplan")) <= {"aws_launch_template.chaos[0]"}  # of which moto gives back more than it was given
     assert t.moto.get(PARAMETER)["Value"] == running
+
+
+@case
+def an_apply_does_not_undo_a_stop():
+    """A parameter that was not made by terraform differs in more than its value. Between plan and apply somebody stops the experiment."""
+    applied()
+    t, name = terraform(), PARAMETER + "-imported"
+    running = '{"enabled":true,"latency":200,"expiresAt":"2099-01-01T00:00:00Z"}'
+    t.moto.ssm.put_parameter(Name=name, Value=running, Type="SecureString", Tier="Advanced")
+    rest = ["-state=imported.tfstate", "-var", "parameter_name=" + name]
+    t("import", *rest, "module.parameter.aws_ssm_parameter.this", name)
+    t("plan", *rest, "-target=module.parameter", "-out=imported.tfplan", ok=(0, 2))
+    t.moto.put(name, OFF)
+    version = t.moto.get(name)["Version"]
+    t("apply", "-state=imported.tfstate", "imported.tfplan")
+    assert (t.moto.get(name)["Value"], t.moto.get(name)["Version"]) == (OFF, version), "the apply wrote what it saw before"
 
 
 if __name__ == "__main__":

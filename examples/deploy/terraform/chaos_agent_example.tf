@@ -9,6 +9,9 @@
 # looks there at the first packet of a connection only: putting the route in or out breaks no connection, each one ends
 # where it began. The service sees 127.0.0.1 as its client, and the real one in X-Forwarded-For. IPv6 is not led in.
 #
+# Where iptables filters what comes in, what was redirected is let in at the proxy's port, and nothing else, until stop.
+# firewalld has chains of its own: it must let ProxyPort in.
+#
 #   start   container; healthy; a request through it is answered; then, last, the route in. Any failure undoes it all.
 #   stop    first the route out; then faults off; then the connections in the proxy end (drain); last the container.
 #   guard   takes the route out by itself, within 2 s when the proxy is gone, 5 s when it hangs, and when Minutes are over.
@@ -50,7 +53,7 @@ resource "aws_ssm_document" "start" {
       Region      = { type = "String", default = var.region, allowedPattern = "^[a-z]{2}(-[a-z]+)+-[0-9]+$" }
       ServicePort = merge(local.port, { default = tostring(var.service_port) })
       ProxyPort   = merge(local.port, { default = tostring(var.proxy_port) })
-      LogGroup    = { type = "String", default = aws_cloudwatch_log_group.chaos.name, allowedPattern = "^[a-zA-Z0-9_./#-]*$", description = "Empty: the engine's own log" }
+      LogGroup    = { type = "String", default = aws_cloudwatch_log_group.chaos.name, allowedPattern = "^[a-zA-Z0-9_./#-]*$", description = "For docker's awslogs driver; empty, or with podman: the engine's own log" }
       Minutes     = { type = "String", default = "60", allowedPattern = "^[1-9][0-9]{0,3}$", description = "After that the guard takes the route out" }
     })
     mainSteps = [{

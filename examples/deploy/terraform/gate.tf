@@ -17,12 +17,13 @@ resource "aws_cloudwatch_metric_alarm" "abort" {
   metric_query {
     id          = "share"
     label       = "5xx in percent"
-    expression  = "IF(requests > 0, 100 * errors / requests, 0)"
+    expression  = "100 * (FILL(errors, 0) + FILL(elb, 0)) / IF(FILL(requests, 0) > 0, FILL(requests, 0), 1)"
     return_data = true
   }
 
   dynamic "metric_query" {
-    for_each = { errors = "HTTPCode_Target_5XX_Count", requests = "RequestCount" }
+    # elb: its own, when no target answers; with no target at all no request is counted, so it is divided by 1
+    for_each = { errors = "HTTPCode_Target_5XX_Count", elb = "HTTPCode_ELB_5XX_Count", requests = "RequestCount" }
     content {
       id = metric_query.key
       metric {
@@ -91,6 +92,7 @@ resource "aws_cloudwatch_event_target" "gate" {
   target_id = local.gate_name
   arn       = "${local.prefix}:ssm:${var.region}:${local.account}:automation-definition/${aws_ssm_document.gate[0].name}:$DEFAULT"
   role_arn  = local.gate_role
+  input     = jsonencode({}) # else the event is, and the document has no such parameters
 
   lifecycle {
     precondition {

@@ -16,7 +16,7 @@ output "start_command" {
 }
 
 output "stop_command" {
-  description = "All instances at once, whatever fails."
+  description = "All instances at once, whatever fails. A start that is still under way is cancelled first: aws ssm cancel-command."
   value = join(" ", [
     "aws ssm send-command --region ${var.region} --document-name ${aws_ssm_document.stop.name}",
     "--targets Key=tag:${var.target_tag_key},Values=${var.target_tag_value} --max-concurrency 100% --max-errors 100%",

@@ -38,6 +38,12 @@ data "aws_iam_policy_document" "operator" {
   }
 
   statement {
+    sid       = "ChaosStopAll" # disable --path; of what it finds it writes the parameter above only
+    actions   = ["ssm:GetParametersByPath"]
+    resources = ["${local.prefix}:ssm:${var.region}:${local.account}:parameter${replace(module.parameter.name, "/[^/]+$/", "")}*"]
+  }
+
+  statement {
     sid       = "ChaosDocuments"
     actions   = ["ssm:SendCommand"]
     resources = [aws_ssm_document.start.arn, aws_ssm_document.stop.arn]
@@ -59,6 +65,12 @@ data "aws_iam_policy_document" "operator" {
     sid       = "ChaosWatch"
     actions   = ["ssm:GetCommandInvocation", "ssm:ListCommandInvocations", "ssm:ListCommands"]
     resources = ["*"] # they know no resources
+  }
+
+  statement {
+    sid       = "ChaosCancel" # a start that still goes from instance to instance
+    actions   = ["ssm:CancelCommand"]
+    resources = ["*"] # it knows none either: any command of the account
   }
 }
 

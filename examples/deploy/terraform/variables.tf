@@ -83,7 +83,7 @@ variable "service_port" {
 }
 
 variable "proxy_port" {
-  description = "The proxy's own port; leave it closed in the security group."
+  description = "The proxy's own port; leave it closed in the security group (a firewalld on the instance must let it in)."
   type        = number
   default     = 18080
 }

@@ -34,7 +34,9 @@ resource "aws_ssm_parameter" "this" {
   tags        = var.tags
 
   lifecycle {
-    ignore_changes = [value] # experiments are run by chaos-ssm; an apply must neither start nor end one
+    # Experiments are run by chaos-ssm; an apply must neither start nor end one. Any update in place also writes the value, as it was
+    # at the refresh: so nothing that would be one is ever changed.
+    ignore_changes = [value, type, key_id, tier, description, allowed_pattern]
   }
 }
 

@@ -14,7 +14,9 @@ die() {
     exit 1
 }
 nat() { iptables -w 10 -t nat "$@"; }
-healthy() { curl -fs -m 1 -o /dev/null "http://$admin/healthz"; }
+input() { iptables -w 10 "$@"; }
+ask() { curl --noproxy 127.0.0.1 "$@"; } # over loopback, also where the SSM agent has an http_proxy
+healthy() { ask -fs -m 1 -o /dev/null "http://$admin/healthz"; }
 # shellcheck disable=SC2120
 # running [FILTER..]: is there a running container, also with these settings?
 running() { [ -n "$("$engine" ps -q --filter "name=^$container\$" "$@")" ]; }
@@ -30,6 +32,8 @@ route_out() {
 }
 # After the proxy has ended.
 drop_chain() {
+    while input -D INPUT -j "$chain" 2>/dev/null; do :; done
+    if input -S "$chain" >/dev/null 2>&1; then input -F "$chain" && input -X "$chain" || return 1; fi
     if nat -S "$chain" >/dev/null 2>&1; then nat -F "$chain" && nat -X "$chain"; fi
 }
 

@@ -70,8 +70,9 @@ else
     esac
     "$engine" rm -f "$container" >/dev/null 2>&1 || true # one that has ended
     set --
-    [ -z "$log_group" ] || set -- --log-driver awslogs --log-opt "awslogs-region=$region" --log-opt "awslogs-group=$log_group" \
-        --log-opt "awslogs-stream=$instance"
+    [ -z "$log_group" ] || [ "$engine" != docker ] || # podman has no such driver
+        set -- --log-driver awslogs --log-opt "awslogs-region=$region" --log-opt "awslogs-group=$log_group" \
+            --log-opt "awslogs-stream=$instance"
     started=1
     "$engine" run -d --name "$container" --label "chaos.settings=$settings" --network host --read-only --cap-drop ALL \
         --security-opt no-new-privileges "$@" "$image" --listen "0.0.0.0:$proxy" --upstream "http://127.0.0.1:$port" \
@@ -93,7 +94,7 @@ done
 say "proxy: healthy"
 
 # 3. The service answers through it. /health is spared by every default config.
-head=$(curl -sS -m 10 -o /dev/null -D - "http://127.0.0.1:$proxy/health") || die "service: no answer through the proxy"
+head=$(ask -sS -m 10 -o /dev/null -D - "http://127.0.0.1:$proxy/health") || die "service: no answer through the proxy"
 ! echo "$head" | grep -qi '^proxy-status: chaos' || die "service: the proxy cannot reach it on port $port"
 say "service: answers through the proxy"
 
@@ -104,7 +105,13 @@ mv "$state/ticket.new" "$state/ticket"
 cp "$0" "$state/script"
 setsid sh "$state/script" guard "$ticket" $(($(uptime_seconds) + minutes * 60)) </dev/null >>"$state/guard.log" 2>&1 9>&- &
 
-# 5. The route in, in one step: the chain first, then the jump to it. Only for a connection's first packet: one that is older than
+# 5. The route in. Behind it the port is the proxy's, which the host's own filter may not let in: what was redirected may pass, and
+# nobody else.
+input -N "$chain" 2>/dev/null || true
+set -- "$chain" -p tcp --dport "$proxy" -m conntrack --ctstate DNAT -j ACCEPT
+input -C "$@" 2>/dev/null || { input -F "$chain" && input -A "$@"; }
+input -C INPUT -j "$chain" 2>/dev/null || input -I INPUT -j "$chain"
+# Then in one step: the chain first, then the jump to it. Only for a connection's first packet: one that is older than
 # the kernel's own tracking of connections would be torn otherwise.
 nat -N "$chain" 2>/dev/null || true
 set -- "$chain" -p tcp -j REDIRECT --to-ports "$proxy"
@@ -113,5 +120,5 @@ set -- PREROUTING -p tcp --dport "$port" --syn -m addrtype --dst-type LOCAL -j "
 nat -C "$@" 2>/dev/null || nat -I "$@"
 done=1
 say "route: in, port $port goes through the proxy for $minutes min"
-curl -fs -m 2 "http://$admin/config" || true
+ask -fs -m 2 "http://$admin/config" || true
 echo

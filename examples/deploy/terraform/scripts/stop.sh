@@ -3,7 +3,7 @@
 drain='{{ DrainSeconds }}'
 
 connections() { # open in the proxy; nothing when it does not say
-    curl -fs -m 2 "http://$admin/metrics" | sed -n 's/^chaos_connections_open \([0-9]*\).*/\1/p'
+    ask -fs -m 2 "http://$admin/metrics" | sed -n 's/^chaos_connections_open \([0-9]*\).*/\1/p'
 }
 
 # 1. New connections go to the service itself again.
