@@ -26,7 +26,7 @@
    Rolls: mix = the splitmix64 finaliser of x + 0x9e3779b97f4a7c15, hash = FNV-1a 64 over the bytes in order, all modulo 2^64:
      roll = mix((mix(seed ^ hash(rule name, none = 0)) ^ key) + purpose * 0xd1342543de82ef95) >> 32, purpose 1 error, 2 delay?,
      3 how long; it hits r percent when roll * 10000 >> 32 < r * 100. key = hash(request key), else mix(hash(instance) + n) for
-     the n-th request (threads count apart). Canary: mix(hash(instance)) >> 32, scaled to 0..99, below `canary` takes part.
+     request n = 0, 1.. (threads count apart). Canary: mix(hash(instance)) >> 32, scaled to 0..99, below `canary` takes part.
    Sources: JSON text and env:NAME are read at open and have no lease; file:PATH, ssm:NAME[?region=R], appconfig:APP/ENV/PROFILE
      and the callback at each TTL (30 s off, 10 s on, 15 s by the aws-cli; jitter only shortens; failing: at most one fetch per
      TTL, backoff to 30 s), with a lease of 60 minutes from the last change. Not found = off, quietly. Invalid = off, loudly.
@@ -1010,14 +1010,17 @@ CHAOSI_FN bool chaosi_json_text(chaosi_span text, const char *path, char *to, si
 
 /* A JSON string: quotes, backslashes and control bytes escaped; bytes that are not UTF-8 become '?'. */
 CHAOSI_FN void chaosi_put_json(chaosi_out *o, chaosi_span s) {
+    static const char from[] = "\b\t\n\f\r", to[] = "btnfr";
     size_t i, n;
     char esc[8];
     chaosi_puts(o, "\"");
     for (i = 0; i < s.len; i += n ? n : 1) {
         char c = s.at[i];
+        const char *known = (const char *)memchr(from, c, 5);
         n = chaosi_utf8(s.at + i, s.len - i);
         if (c == '"' || c == '\\') chaosi_puts(o, "\\");
-        if ((chaosi_u8)c < 0x20) chaosi_put(o, esc, (size_t)snprintf(esc, sizeof esc, "\\u%04x", (unsigned)(chaosi_u8)c));
+        if (known) chaosi_put(o, esc, (size_t)snprintf(esc, sizeof esc, "\\%c", to[known - from]));
+        else if ((chaosi_u8)c < 0x20) chaosi_put(o, esc, (size_t)snprintf(esc, sizeof esc, "\\u%04x", (unsigned)(chaosi_u8)c));
         else if (n) chaosi_put(o, s.at + i, n);
         else chaosi_puts(o, "?");
     }
@@ -1263,7 +1266,8 @@ CHAOSI_FN bool chaosi_list(chaosi_parse *p, chaos_list *list) {
         if (!chaosi_keep(p, &cfg->items[cfg->item_count])) return false;
         s = cfg->text + cfg->items[cfg->item_count++].at;
         if (!*s && kind != 'G') return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" holds an empty string", key);
-        if (kind == 'P' && *s != '/' && *s != '*') return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\": a path glob starts with / or *", key);
+        if (kind == 'P' && *s != '/' && strncmp(s, "**", 2) != 0)
+            return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\": a path glob starts with / or **", key);
         for (; *s && (kind == 'M' || kind == 'H'); s++) {
             if (!chaosi_is_token_char(*s)) return chaosi_bad(p, CHAOS_ERR_VALUE, "\"%s\" holds a name that HTTP does not allow", key);
             if (kind == 'M' && *s >= 'a' && *s <= 'z')
@@ -1637,7 +1641,7 @@ CHAOSI_FN bool chaosi_glob(chaosi_span pattern, chaosi_span text, char stop) {
         } else if (star != SIZE_MAX && star_t < text.len && text.at[star_t] != stop) {
             p = star;
             t = ++star_t;
-        } else if (wide != SIZE_MAX && wide_t < text.len) {
+        } else if (wide != SIZE_MAX && wide_t < text.len && !(star != SIZE_MAX && star_t >= text.len)) { /* the rest is nowhere */
             p = wide;
             t = ++wide_t;
             star = SIZE_MAX;
@@ -1959,7 +1963,7 @@ struct chaos {
     void (*tell)(chaos *c, chaosi_news what);
     chaosi_slot *slots;
     char *bytes; /* CHAOS_CONFIG_INPUT_MAX + 1 */
-    int log_fd;
+    int log_fd, emf_fd;
     int pipes[CHAOSI_PIPES]; /* pairs: not on; chaos_proxy_stop; for the refresher; for the proxy's run; -1 = none */
     long pid;                /* a fork's child must not touch the pipes it shares */
 #ifdef CHAOSI_THREADS
@@ -2003,7 +2007,7 @@ CHAOSI_HOT chaosi_stripe *chaosi_stripe_of(chaos *c) {
 
 CHAOSI_FN void chaosi_count(chaos *c, size_t word, chaosi_u64 n) { CHAOSI_ADD(&chaosi_stripe_of(c)->words[word], n); }
 
-/* A number for each request: in one thread 1, 2, 3...; other threads count in ranges of their own. */
+/* A number for each request: in one thread 0, 1, 2...; other threads count in ranges of their own. */
 CHAOSI_HOT chaosi_u64 chaosi_next_number(chaos *c) {
     chaosi_stripe *s = chaosi_stripe_of(c);
     chaosi_u64 order = CHAOSI_LOAD(&s->order), none = 0;
@@ -2108,6 +2112,7 @@ CHAOSI_FN void chaosi_close_pipes(chaos *c) {
     for (i = 0; i < CHAOSI_PIPES; i++)
         if (c->pipes[i] >= 0) close(c->pipes[i]);
     if (c->log_fd != 2) close(c->log_fd);
+    if (c->emf_fd != 1) close(c->emf_fd);
 }
 #else
 CHAOSI_FN void chaosi_nap(chaosi_u64 ns) { Sleep((DWORD)(ns / CHAOSI_MS)); }
@@ -3064,10 +3069,11 @@ CHAOSI_FN void chaosi_make_reset(int fd) {
 
 #ifdef CHAOSI_POSIX
 /* stderr; of a pipe a description of our own, so that O_NONBLOCK is ours alone. */
-CHAOSI_FN int chaosi_log_open(void) {
+CHAOSI_FN int chaosi_log_open(int std) {
     struct stat st;
-    int fd = fstat(2, &st) == 0 && S_ISFIFO(st.st_mode) ? open("/dev/stderr", O_WRONLY | O_NONBLOCK | O_CLOEXEC) : -1;
-    return fd >= 0 ? fd : 2;
+    const char *path = std == 1 ? "/dev/stdout" : "/dev/stderr";
+    int fd = fstat(std, &st) == 0 && S_ISFIFO(st.st_mode) ? open(path, O_WRONLY | O_NONBLOCK | O_CLOEXEC) : -1;
+    return fd >= 0 ? fd : std;
 }
 
 /* SIGPIPE is kept from the program, whatever it does with that signal: blocked here, and one that came taken away. */
@@ -3106,7 +3112,7 @@ CHAOSI_FN bool chaosi_write_quietly(int fd, const char *line, size_t len) {
     return done;
 }
 #else
-CHAOSI_FN int chaosi_log_open(void) { return 2; }
+CHAOSI_FN int chaosi_log_open(int std) { return std; }
 CHAOSI_FN bool chaosi_write_quietly(int fd, const char *line, size_t len) { return fd == 2 && fwrite(line, 1, len, stderr) == len; }
 #endif
 
@@ -3195,7 +3201,7 @@ CHAOSI_FN void chaosi_put_emf(chaos *c, const chaos_verdict *v, const char *id) 
     chaosi_put_number(&o, "InjectedDelay", v->delay_us / 1000);
     if (id && *id) chaosi_put_str(&o, "requestId", id);
     chaosi_puts(&o, "}\n");
-    if (o.len >= o.cap || !chaosi_write_quietly(1, buf, o.len)) chaosi_count(c, CHAOSI_WORD(log_dropped), 1);
+    if (o.len >= o.cap || !chaosi_write_quietly(c->emf_fd, buf, o.len)) chaosi_count(c, CHAOSI_WORD(log_dropped), 1);
 }
 
 /* Faults injected or left out in a dry run. */
@@ -3207,7 +3213,6 @@ CHAOSI_FN chaosi_u64 chaosi_all_faults(const chaos_report *r) {
 }
 
 CHAOSI_FN void chaosi_report(chaos *c, chaos_report *out) {
-    chaosi_u64 logged = CHAOSI_LOAD(&c->log_faults);
     size_t i, stripe;
     CHAOSI_LOCK(&c->lock);
     *out = c->told;
@@ -3221,7 +3226,7 @@ CHAOSI_FN void chaosi_report(chaos *c, chaos_report *out) {
         for (i = 0; i < CHAOSI_WORDS; i++) (&out->requests)[i] += CHAOSI_LOAD(&c->stripes[stripe].words[i]);
     out->waiting = CHAOSI_LOAD(&c->waiting);
     out->connections_now = CHAOSI_LOAD(&c->connections_now);
-    out->log_suppressed = chaosi_less(chaosi_all_faults(out), logged);
+    out->log_suppressed = chaosi_less(chaosi_all_faults(out), CHAOSI_SEQ(&c->log_faults)); /* read last: never too many */
 }
 
 /* Faults that had no line of their own, since the last summary. */
@@ -3471,7 +3476,7 @@ CHAOSI_FN bool chaosi_judge_slot(chaos *c, chaosi_hot *hot, const chaos_request 
 CHAOSI_FN void chaosi_decide(chaos *c, const chaos_request *req, chaos_verdict *v) {
     chaosi_hot hot;
     chaosi_u64 mono = chaosi_now_coarse(c, false), key;
-    bool excluded;
+    bool excluded, cut;
     char rule[65];
     chaosi_read_hot(c, &hot);
     if (CHAOSI_UNLIKELY(mono >= hot.until_mono || chaosi_now_coarse(c, true) >= hot.until_wall)) {
@@ -3484,12 +3489,11 @@ CHAOSI_FN void chaosi_decide(chaos *c, const chaos_request *req, chaos_verdict *
     key = req && req->key ? chaosi_hash(chaosi_given(req->key, req->key_len)) : chaosi_mix(c->instance_hash + key);
     excluded = hot.simple ? chaosi_judge_simple(&hot, req, key, v) : chaosi_judge_slot(c, &hot, req, key, v, rule);
     v->version = hot.version;
-    if (req && req->delay_limit_us && v->delay_us > req->delay_limit_us) {
-        v->delay_us = req->delay_limit_us;
-        chaosi_count(c, CHAOSI_WORD(skipped), 1);
-    }
+    cut = req && req->delay_limit_us && v->delay_us > req->delay_limit_us;
+    if (cut) v->delay_us = req->delay_limit_us;
     if (excluded) chaosi_count(c, CHAOSI_WORD(excluded), 1);
     else if (v->kind) chaosi_settle_fault(c, &hot, v, mono, rule, req ? req->id : NULL);
+    if (cut && v->kind) chaosi_count(c, CHAOSI_WORD(skipped), 1);
 }
 
 /* Sleeps until the deadline (monotonic ns) while chaos is on. fd2 (-1 = none): return early when it is readable, too. */
@@ -4176,7 +4180,8 @@ CHAOSI_FN bool chaosi_read_head(chaosi_worker *w) {
 
 /* -- deciding -- */
 CHAOSI_FN const char *chaosi_worker_header(void *user, const char *name, size_t *len) {
-    chaosi_span value = chaosi_field_value(&((chaosi_worker *)user)->req, name);
+    const chaosi_head *h = &((chaosi_worker *)user)->req;
+    chaosi_span value = h->authority.len && strcmp(name, "host") == 0 ? h->authority : chaosi_field_value(h, name);
     *len = value.len;
     return value.at;
 }
@@ -4923,6 +4928,10 @@ CHAOSI_FN chaos_result chaosi_proxy_limits(chaos_proxy_desc *d, chaos_error *err
     struct rlimit files;
     size_t i;
     if (!d->listen) d->listen = "127.0.0.1:0";
+    if (d->host_header && !chaosi_is_host(chaosi_str(d->host_header)))
+        return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "host_header must be HOST[:PORT]");
+    for (i = 0; d->key_header && (d->key_header[i] || !i); i++)
+        if (!chaosi_is_token_char(d->key_header[i])) return chaosi_fail(err, CHAOS_ERR_ARGUMENT, "key_header must be a header's name");
     if (drain_now) d->drain_timeout = 1;
     for (i = 0; i < sizeof limits / sizeof limits[0]; i++) {
         if (!*limits[i].value) *limits[i].value = limits[i].standard;
@@ -5028,7 +5037,7 @@ CHAOSI_FN chaos_result chaosi_proxy_run(chaos *c, const chaos_proxy_desc *d, cha
     p->processors = (int)sysconf(_SC_NPROCESSORS_ONLN);
     p->eager = 8 * (p->processors > 0 ? p->processors : 1);
     snprintf(p->limit, sizeof p->limit, "%d", full.max_connections);
-    if (d->max_connections > full.max_connections)
+    if ((d->max_connections ? d->max_connections : 1024) > full.max_connections)
         chaosi_note(c, "clamped", "max_connections", p->limit, "two descriptors for each connection");
     r = chaosi_parse_upstream(p, err);
     if (r == CHAOS_OK) r = chaosi_open_listener(p, err);
@@ -6524,7 +6533,8 @@ chaos *chaos_open(const chaos_desc *desc, chaos_error *err) {
     c->seed = chaosi_random(c);
     c->emf = chaosi_env("CHAOS_EMF") && strcmp(chaosi_env("CHAOS_EMF"), "0") != 0;
     c->killed = disable && strcmp(disable, "0") != 0 ? 2 : 0;
-    c->log_fd = chaosi_log_open();
+    c->log_fd = chaosi_log_open(2);
+    c->emf_fd = c->emf ? chaosi_log_open(1) : 1;
     chaosi_identify(c, desc);
     if (chaosi_start(c, err)) return c;
     chaosi_release(c);

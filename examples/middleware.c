@@ -76,6 +76,7 @@ static int answer(char *head, const char *method, const char *path, char *body, 
         snprintf(extra, extra_cap, "X-Chaos-Injected: latency\r\nX-Chaos-Delay-Ms: %u\r\n", verdict.delay_us / 1000);
     if (verdict.kind != CHAOS_STATUS) return status;
     chaos_verdict_body(faults, &verdict, body, cap);
+    if (verdict.status == 204 || verdict.status == 205 || verdict.status == 304) body[0] = 0;
     snprintf(extra, extra_cap, "X-Chaos-Injected: error\r\nCache-Control: no-store\r\n");
     if (chaos_verdict_retry_after(faults, &verdict) >= 0)
         snprintf(extra + strlen(extra), extra_cap - strlen(extra), "Retry-After: %d\r\n", chaos_verdict_retry_after(faults, &verdict));

@@ -269,7 +269,7 @@ static int check(const settings *s) {
 }
 
 /* ---- the admin listener: GET and HEAD of three pages; it reads, it never steers ---- */
-enum { ADMIN_CLIENTS = 16, ADMIN_HEAD = 8192, ADMIN_MS = 2000, ADMIN_BODY = 262144 };
+enum { ADMIN_CLIENTS = 16, ADMIN_HEAD = 8192, ADMIN_MS = 2000, ADMIN_FULL_MS = 200, ADMIN_BODY = 262144 };
 
 typedef struct admin_client {
     int fd;             /* -1 = free */
@@ -425,19 +425,24 @@ static void admin_accept(admin *a, admin_client *c) {
 static void *admin_main(void *arg) {
     admin *a = (admin *)arg;
     struct pollfd fds[ADMIN_CLIENTS + 2];
-    admin_client *c, *end = a->clients + ADMIN_CLIENTS, *spare;
+    admin_client *c, *end = a->clients + ADMIN_CLIENTS, *spare, *oldest;
     for (;;) {
         long long now = now_ms(), next = now + 60000;
         int i = 0;
-        for (spare = NULL, c = a->clients; c < end; c++, i++) {
+        for (spare = NULL, oldest = c = a->clients; c < end; c++, i++) {
             if (c->fd >= 0 && c->deadline <= now) {
                 if (!c->answered) admin_answer(a, c, "408 Request Timeout");
                 admin_close(c);
             }
             if (c->fd < 0) spare = c;
-            else if (c->deadline < next) next = c->deadline;
+            else if (c->deadline < next) next = c->deadline, oldest = c;
             fds[i].fd = c->fd;
         }
+        if (!spare && oldest->deadline - ADMIN_MS + ADMIN_FULL_MS <= now) { /* full: who has been here for a while makes room */
+            admin_close(oldest);
+            fds[oldest - a->clients].fd = -1;
+            spare = oldest;
+        } else if (!spare && oldest->deadline - ADMIN_MS + ADMIN_FULL_MS < next) next = oldest->deadline - ADMIN_MS + ADMIN_FULL_MS;
         fds[i].fd = spare ? a->listener : -1;
         fds[i + 1].fd = a->stop[0];
         for (i = 0; i < ADMIN_CLIENTS + 2; i++) fds[i].events = POLLIN;

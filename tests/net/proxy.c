@@ -1058,6 +1058,21 @@ static void case_rules_see_the_real_request(void) {
     peer_rig_stop(&rig);
 }
 
+/* The authority of an absolute-form is the host, whatever the field says (RFC 9112 section 3.2.2). */
+static void case_rules_see_the_host_of_an_absolute_form(void) {
+    peer_message m = no_message();
+    peer_rig rig;
+    peer_conn c;
+    peer_rig_start(&rig, "{\"enabled\":true,\"errorRate\":100,\"match\":{\"headers\":{\"host\":\"b\"}},\"expiresAt\":\"never\"}", NULL);
+    peer_dial(&c, PORT(&rig));
+    CHECK_INT(peer_ask(&c, &m, "GET http://b/length/1 HTTP/1.1\r\nHost: a\r\n\r\n"), 503);
+    CHECK_INT(peer_ask(&c, &m, "GET http://a/length/1 HTTP/1.1\r\nHost: b\r\n\r\n"), 200);
+    CHECK_INT(peer_ask(&c, &m, "GET /length/1 HTTP/1.1\r\nHost: b\r\n\r\n"), 503);
+    peer_hang_up(&c);
+    peer_message_free(&m);
+    peer_rig_stop(&rig);
+}
+
 static void case_key_header_repeats_the_verdict(void) {
     chaos_proxy_desc d = no_desc();
     peer_message m = no_message();
@@ -1651,6 +1666,7 @@ int main(int argc, char **argv) {
     CHECK_RUN(case_excluded_paths_stay_healthy);
     CHECK_RUN(case_dry_run_touches_nothing);
     CHECK_RUN(case_rules_see_the_real_request);
+    CHECK_RUN(case_rules_see_the_host_of_an_absolute_form);
     CHECK_RUN(case_key_header_repeats_the_verdict);
     CHECK_RUN(case_reset_and_close_break_the_connection);
     CHECK_RUN(case_hang_holds_until_chaos_goes_off);

@@ -227,6 +227,8 @@ def case_bad_settings_say_so_in_one_line():
         (up + ["--config", "ssm:/a?b"], "ssm"), (up + ["--config", "appconfig:a/b"], "appconfig"),
         (["--upstream", "ftp://127.0.0.1"], "ftp"), (["--upstream", "https://127.0.0.1"], "https"), (["--upstream", "http://"], "http"),
         (["--upstream", "http://127.0.0.1:99999"], "99999"), (up + ["--listen", "127.0.0.1:99999"], "99999"), (up + ["--listen", "x:y:z"], "x:y:z"),
+        (up + ["--host-header", "a.example\n"], "host_header"), (up + ["--host-header", "a\r\nX-Evil: y"], "host_header"),
+        (up + ["--key-header", "x y"], "key_header"), (up + ["--key-header", "X:"], "key_header"),
     ]
     for args, word in rows:
         got = run(*args)

@@ -320,6 +320,11 @@ static void case_exclude(void) {
     /* The built-in list spelt out is not the built-in list: the User-Agents are not in it. */
     good(q("{'exclude':['/health*','/healthz','/livez','/readyz','/ping']}"));
     CHECK(!cfg.default_exclude);
+    good(q("{'exclude':['**.css']}"));
+    /* Each path begins with a slash, where * stops: these would protect nothing. */
+    bad(q("{'exclude':['*.css']}"), CHAOS_ERR_VALUE, "exclude", "/ or **");
+    bad(q("{'exclude':['/x','*']}"), CHAOS_ERR_VALUE, "exclude", "/ or **");
+    bad(q("{'match':{'paths':['*/health']}}"), CHAOS_ERR_VALUE, "paths", "/ or **");
 }
 
 /* ---- keys ---------------------------------------------------------------------------------------------------- */

@@ -1256,6 +1256,22 @@ static void case_dry_run(void) {
     rig_close(r);
 }
 
+/* A delay that is cut counts as skipped only where it happens. */
+static void case_skipped_means_injected(void) {
+    static const char *const texts[] = {"{'enabled':true,'latency':5000}", "{'enabled':true,'latency':5000,'dryRun':true}"};
+    chaos_request q;
+    int i;
+    memset(&q, 0, sizeof q);
+    q.delay_limit_us = 1000;
+    for (i = 0; i < 2; i++) {
+        rig *r = rig_inline(&the_rig, texts[i]);
+        chaos_verdict v = chaos_decide(r->c, &q);
+        CHECK_INT(v.delay_us, i ? 0 : 1000);
+        CHECK_INT(stats(r).skipped, i ? 0 : 1);
+        rig_close(r);
+    }
+}
+
 static void case_unsupported_in_process(void) {
     static const char *const configs[] = {"{'enabled':true,'errorRate':100,'errorMode':'reset'}",
                                           "{'enabled':true,'errorRate':100,'errorMode':'hang'}",
@@ -1731,6 +1747,7 @@ int main(int argc, char **argv) {
     CHECK_RUN(case_max_concurrent);
     CHECK_RUN(case_done_with_nonsense);
     CHECK_RUN(case_dry_run);
+    CHECK_RUN(case_skipped_means_injected);
     CHECK_RUN(case_unsupported_in_process);
     CHECK_RUN(case_excluded);
     CHECK_RUN(case_same_order_same_verdicts);
