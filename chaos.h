@@ -41,8 +41,9 @@
      PARAMETERS_SECRETS_EXTENSION_HTTP_PORT, SSM_PARAMETER_STORE_TTL (its, for a warning), AWS_APPCONFIG_EXTENSION_HTTP_PORT.
    Lambda: http is API Gateway (REST, HTTP, WebSocket), Function URLs and ALB: an injected error is a reply of their shape. All
      others fail by /error, Function.ChaosInjected: direct = not recognised; async = SNS, S3, EventBridge, logs, other Records; sqs;
-     stream = Kinesis, DynamoDB, Kafka, MQ, Firehose. Never touched: authorizers, CloudFormation custom resources, CodePipeline
-     jobs, CodeDeploy hooks, Cognito triggers, AWS Config rules, rotations of secrets, events that are not JSON. CHAOS_EMF=1: a line of CloudWatch's Embedded Metric Format a fault, on stdout.
+     stream = Kinesis, DynamoDB, Kafka, MQ, Firehose. Never touched: authorizers, CloudFormation's resources, macros and hooks,
+     CodePipeline jobs, CodeDeploy hooks, Cognito triggers, AWS Config rules, rotations of secrets, events that are not JSON.
+     CHAOS_EMF=1: a line of CloudWatch's Embedded Metric Format a fault, on stdout.
    Environment: CHAOS_CONFIG, CHAOS_DISABLE=1 (off, whatever else), CHAOS_INSTANCE or AWS_LAMBDA_LOG_STREAM_NAME or
      ECS_CONTAINER_METADATA_URI_V4 or the host name, CHAOS_SERVICE or AWS_LAMBDA_FUNCTION_NAME.
    Memory: one block in chaos_open (about 160 KB), one for each proxy run and worker; nothing on the way of a request.
@@ -5165,8 +5166,7 @@ CHAOSI_FN chaosi_shape chaosi_record_shape(const chaosi_invocation *e) {
     return strcmp(source, "aws:kinesis") == 0 || strcmp(source, "aws:dynamodb") == 0 ? CHAOSI_EV_STREAM : CHAOSI_EV_ASYNC;
 }
 
-/* Authorizers (of API Gateway, AppSync, IoT), custom resources, pipeline jobs, deployment hooks, Cognito triggers, AWS Config rules
-   and rotations of secrets are somebody's control plane. */
+/* What the manual says is never touched is somebody's control plane. */
 CHAOSI_FN chaosi_shape chaosi_shape_of(const chaosi_invocation *e) {
     const chaosi_span *m = e->member, context = m[CHAOSI_M_CONTEXT];
     char version[8];

@@ -503,16 +503,16 @@ static bool could_be_on(const document *d) {
 /* The rollback of one parameter: nothing but SSM itself can keep it from writing. found: below a path, where other things may
    be stored too; what no version of chaos.h can take for an order to be on stays as it is. */
 static int disable(const settings *s, const char *name, bool found) {
+    static int patience = 30; /* for all below a path, 6 s: no stop is late because others were */
     static stored old;
     static document d;
     chaos_ssm_value is;
     chaos_error err;
     chaos_result result;
     bool kept;
-    int wait;
     fetch(s, name, STOP_MS, &old);
-    for (wait = 200; found && old.result == CHAOS_ERR_THROTTLED && wait <= 3200; wait *= 2) { /* it may be somebody's password */
-        nap(wait);
+    for (; found && old.result == CHAOS_ERR_THROTTLED && patience > 0; patience--) { /* it may be somebody's password */
+        nap(200);
         fetch(s, name, STOP_MS, &old);
     }
     if (old.result == CHAOS_ERR_NOT_FOUND)

@@ -613,20 +613,27 @@ static int all_of_it(void *user, const chaos_lambda_event *e, chaos_lambda_reply
     return 1;
 }
 
+/* Runs n events with a fault after each; the handler streams its reply or writes it. */
+static chaos *run_after(script *s, api *a, chaos_lambda_handler handler, const char *const *events, int n, int streams) {
+    chaos *c = open_config("{\"enabled\":true,\"errorRate\":100,\"errorWhen\":\"after\"}");
+    memset(s, 0, sizeof *s);
+    s->c = c;
+    s->got[7] = streams ? CHAOS_ERR_ARGUMENT : CHAOS_OK;
+    check_where("%s", streams ? "streamed" : "written");
+    api_start(a, events, n);
+    run(a, c, handler, s, 1);
+    CHECK_INT(s->step, n);
+    return c;
+}
+
 static void case_a_reply_that_is_replaced(void) {
     static const char *const events[] = {"{}", HTTP};
     int i;
     for (i = 0; i < 2; i++) {
-        chaos *c = open_config("{\"enabled\":true,\"errorRate\":100,\"errorWhen\":\"after\"}");
         script s;
         const post *p;
         api a;
-        memset(&s, 0, sizeof s);
-        s.got[7] = i ? CHAOS_ERR_ARGUMENT : CHAOS_OK;
-        check_where("%s", i ? "streamed" : "written");
-        api_start(&a, events, 2);
-        run(&a, c, all_of_it, &s, 1);
-        CHECK_INT(s.step, 2);
+        chaos *c = run_after(&s, &a, all_of_it, events, 2, i);
         CHECK(s.got[0] == CHAOS_OK && s.got[1] == CHAOS_OK);
         check_error(answer(&a, 0), "Function.ChaosInjected");
         p = answer(&a, 1);
@@ -651,17 +658,10 @@ static int off_then_answer(void *user, const chaos_lambda_event *e, chaos_lambda
 static void case_off_while_the_handler_runs(void) {
     int streamed;
     for (streamed = 0; streamed < 2; streamed++) {
-        chaos *c = open_config("{\"enabled\":true,\"errorRate\":100,\"errorWhen\":\"after\"}");
         script s;
         const post *p;
         api a;
-        memset(&s, 0, sizeof s);
-        s.c = c;
-        s.got[7] = streamed ? CHAOS_ERR_ARGUMENT : CHAOS_OK;
-        check_where("%s", streamed ? "streamed" : "written");
-        api_start(&a, NULL, 1);
-        run(&a, c, off_then_answer, &s, 1);
-        CHECK_INT(s.step, 1);
+        chaos *c = run_after(&s, &a, off_then_answer, NULL, 1, streamed);
         p = answer(&a, 0);
         CHECK(p && !is_error(p) && p->m.chunked == (streamed != 0));
         if (p) CHECK_STR(peer_text(&p->m.body), "real");

@@ -630,6 +630,34 @@ static void case_full_log_socket_delays_nobody(void) {
     close(fds[1]);
 }
 
+/* Metrics go to stdout. Between the look at a pipe and the write another thread may take the room: so the write itself must not
+   block, and the program's own stdout stays as it was. */
+static void case_full_metrics_pipe_delays_nobody(void) {
+    int fds[2], old = dup(1), i;
+    chaos_report r;
+    chaos_desc d;
+    chaos *c;
+    if (old < 0 || pipe(fds)) abort();
+    fflush(stdout);
+    dup2(fds[1], 1);
+    memset(&d, 0, sizeof d);
+    d.config = FAIL_ALL;
+    d.quiet = true;
+    setenv("CHAOS_EMF", "1", 1);
+    c = chaos_open(&d, NULL);
+    unsetenv("CHAOS_EMF");
+    for (i = 0; i < 1000; i++) decide(c);
+    r = report_of(c);
+    dup2(old, 1);
+    close(old);
+    CHECK(r.log_dropped > 0 && r.log_dropped < 1000);
+    CHECK(c->emf_fd != 1 && fcntl(c->emf_fd, F_GETFL) & O_NONBLOCK);
+    CHECK(!(fcntl(fds[1], F_GETFL) & O_NONBLOCK));
+    chaos_close(c);
+    close(fds[0]);
+    close(fds[1]);
+}
+
 static void check_survives(int write_end, const char *what) {
     sigset_t before, after, pending;
     int i, old = stderr_to(write_end);
@@ -808,6 +836,7 @@ int main(int argc, char **argv) {
     CHECK_RUN(case_events_tell_the_same);
     CHECK_RUN(case_full_log_pipe_delays_nobody);
     CHECK_RUN(case_full_log_socket_delays_nobody);
+    CHECK_RUN(case_full_metrics_pipe_delays_nobody);
     CHECK_RUN(case_dead_log_pipe_kills_nobody);
     CHECK_RUN(case_pending_sigpipe_is_left_alone);
     CHECK_RUN(case_closed_stderr_is_no_trouble);
